@@ -1,0 +1,54 @@
+"""`edgekit build`: from a model to a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.errors import GateError
+
+
+@click.command("build")
+@click.argument("model", required=False)
+@click.option("--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file.")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a weight: 3, 4 or 8.")
+@click.option(
+    "--format", "formats", type=click.Choice(["gguf", "onnx"]), multiple=True, default=("gguf", "onnx"),
+    show_default=True, help="Repeat for several.",
+)  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Parent folder.")
+@click.option("--text", type=click.Path(path_type=Path), help="Evaluation text (UTF-8); default: the model writes its own.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evaluation text.")
+@click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
+@click.option("--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept).")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def command(
+    model: str | None, target: str, bits: int, formats: tuple[str, ...], output: Path, text: Path | None, seed: int,
+    strict: bool, gate: bool, force: bool,
+) -> None:  # fmt: skip
+    """Build MODEL (a Hugging Face folder; default: the demo, SmolLM2-135M) into a bundle for a board.
+
+    The bundle holds the quantized model, its tokenizer, a sealed reference of the original, and a report. A build that
+    does not say what the original says is stopped.
+    """
+    from edgekit.build import Options, build, bundle_name, plans
+    from edgekit.checkpoint.source import resolve
+    from edgekit.files import refuse_existing
+    from edgekit.progress import Bars
+    from edgekit.report.terminal import show
+    from edgekit.targets import load
+
+    board = load(target)
+    chosen = tuple(dict.fromkeys(formats))
+    options = Options(bits=bits, formats=chosen, strict=strict, force=force, text=text, seed=seed)  # type: ignore[arg-type]
+    checkpoint = resolve(model)
+    bundle = output / bundle_name(checkpoint, board, options)
+    refuse_existing(bundle, force)
+    plans(checkpoint, board, options)
+    report = build(checkpoint, board, bundle, options, Bars())
+    show(report)
+    click.echo(f"bundle: {bundle}")
+    failed = [artefact for artefact in report.artefacts if not artefact.verdict.passed]
+    if gate and failed:
+        raise GateError(f"{failed[0].format}: {failed[0].verdict.sentence}", remedy=f"the bundle is in {bundle}")

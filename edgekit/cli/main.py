@@ -1,0 +1,72 @@
+"""The command line: verbs are imported when they are called, so that --help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError, InterruptError
+
+VERBS = {
+    "build": "Build a verified bundle for a board.",
+    "plan": "Show what would be built: formats, sizes, predicted speed and memory.",
+    "verify": "Check a bundle: schema, checksums, tokenizer, coherence.",
+    "inspect": "Show what a model folder, a bundle or a model file holds.",
+    "run": "Let a bundle's model answer a prompt.",
+    "targets": "List, show and validate targets (boards).",
+    "doctor": "Say what is missing on this machine and how to get it.",
+}
+
+
+class Verbs(click.Group):
+    """A group whose commands live in edgekit.cli.<verb>, each as `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order of a user's work."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"edgekit.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs from their one-line texts, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgekit")
+def cli() -> None:
+    """Quantize a small language model, ship it to an ARM board, and prove that it still speaks sense."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every failure a user can cause is one sentence on standard error and its own exit code."""
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except EdgekitError as error:
+        click.echo(f"edgekit: {error.sentence()}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        _stop(InterruptError("interrupted", remedy="nothing half-written was left; run the same command again"))
+    except KeyboardInterrupt:
+        _stop(InterruptError("interrupted", remedy="nothing half-written was left; run the same command again"))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _stop(error: EdgekitError) -> None:
+    click.echo(f"edgekit: {error.sentence()}", err=True)
+    sys.exit(error.exit_code)

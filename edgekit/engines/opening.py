@@ -1,0 +1,29 @@
+"""From a format's name to a running engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.engines.base import Engine
+
+
+def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 2048) -> Engine:
+    """Load a model file.
+
+    Args:
+        container: "gguf" (llama.cpp) or "onnx" (onnxruntime).
+        path: the .gguf file, or the .onnx file inside its folder.
+        threads: 0 leaves the choice to the engine.
+        context: longest sequence in tokens, bounded by the model's own.
+
+    Raises:
+        MissingDependencyError: the engine's package is not installed.
+        FileFormatError: the engine cannot load the file.
+    """
+    if container == "gguf":
+        from edgekit.engines.llamacpp import LlamaCppEngine
+
+        return LlamaCppEngine(path, threads=threads, context=context)
+    from edgekit.engines.ort import OrtEngine
+
+    return OrtEngine(path.parent, file=path.name, threads=threads, context=context)

@@ -1,0 +1,116 @@
+"""ONNX Runtime as an engine: plain onnxruntime, key-value cache in one shared buffer. Runs on a board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.engines.base import F32, Ids
+from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the package onnxruntime is not installed", remedy="pip install 'edgekit[onnx]'"
+        ) from error
+    return onnxruntime
+
+
+class OrtEngine:
+    """A decoder with fused attention (GroupQueryAttention), as the onnxruntime-genai builder lays it out.
+
+    The cache is one buffer per layer and side, (1, kv_heads, context, head_size) float32, which the attention operator
+    updates in place because past and present are bound to the same memory.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, *, threads: int = 0, context: int = 2048, file: str = "model.onnx") -> None:
+        ort = _runtime()
+        decoder = self._read_config(folder)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise FileFormatError(
+                f"onnxruntime {ort.__version__} cannot load {folder / file} ({str(error).splitlines()[0][:300]})",
+                remedy="build it again, or run edgekit doctor to compare versions",
+            ) from error
+        self._ort = ort
+        self.max_context = min(context, self._context_length)
+        self._layers, self._kv_heads, self._head_size = decoder
+        self._caches = [f"{layer}.{side}" for layer in range(self._layers) for side in ("key", "value")]
+        self._binding: Any = None
+        self._past: dict[str, Any] = {}
+        self._length = 0
+
+    def _read_config(self, folder: Path) -> tuple[int, int, int]:
+        path = folder / "genai_config.json"
+        try:
+            model = json.loads(path.read_text(encoding="utf8"))["model"]
+            self.vocab_size, self._context_length = int(model["vocab_size"]), int(model["context_length"])
+            decoder = model["decoder"]
+            sizes = tuple(int(decoder[key]) for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FileFormatError(
+                f"{path} does not describe a decoder ({type(error).__name__}: {error})", expected="onnxruntime-genai's format"
+            ) from error
+        return sizes[0], sizes[1], sizes[2]
+
+    def logits(self, ids: Ids) -> F32:
+        """See Engine.logits; reads the whole sequence in one run, without the shared cache."""
+        self._check_room(len(ids))
+        empty = np.zeros((1, self._kv_heads, 0, self._head_size), dtype=np.float32)
+        feed: dict[str, Any] = {f"past_key_values.{name}": empty for name in self._caches}
+        feed["input_ids"] = np.asarray(ids, dtype=np.int64)[None]
+        feed["attention_mask"] = np.ones((1, len(ids)), dtype=np.int64)
+        result: F32 = self._session.run(["logits"], feed)[0][0]
+        return result
+
+    def start(self, ids: Ids) -> F32:
+        """See Engine.start."""
+        self._check_room(len(ids))
+        if self._binding is None:
+            self._bind_cache()
+        self._length = 0
+        return self._run(np.asarray(ids, dtype=np.int64))
+
+    def step(self, token: int) -> F32:
+        """See Engine.step."""
+        self._check_room(self._length + 1)
+        return self._run(np.array([token], dtype=np.int64))
+
+    def _check_room(self, length: int) -> None:
+        if length > self.max_context:
+            raise OptionError(f"the sequence has {length} tokens", expected=f"at most {self.max_context} (the engine's context)")
+
+    def _bind_cache(self) -> None:
+        shape = (1, self._kv_heads, self.max_context, self._head_size)
+        self._binding = self._session.io_binding()
+        for name in self._caches:
+            value = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
+            self._past[name] = value
+            self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            self._binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def _run(self, ids: Ids) -> F32:
+        self._length += len(ids)
+        rows = np.empty((1, len(ids), self.vocab_size), dtype=np.float32)
+        self._binding.bind_cpu_input("input_ids", ids[None])
+        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._length), dtype=np.int64))
+        self._binding.bind_output("logits", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        last: F32 = rows[0, -1]
+        return last
+
+    def close(self) -> None:
+        """See Engine.close."""
+        self._binding, self._past, self._session = None, {}, None

@@ -1,0 +1,91 @@
+"""The full-precision original in PyTorch, in float32 on the CPU. Host only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit.engines.base import F32, Ids
+
+
+class TorchEngine:
+    """A Hugging Face causal language model; its weights can be replaced to see what a quantized model should say."""
+
+    name = "torch"
+
+    def __init__(self, folder: Path, *, context: int = 4096) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
+        self.vocab_size = int(self._model.config.vocab_size)
+        self.max_context = min(context, int(getattr(self._model.config, "max_position_embeddings", context)))
+        self._cache: Any = None
+        self._named = dict(self._model.named_parameters(remove_duplicate=False))
+
+    def replace(self, weights: Iterable[tuple[str, F32]]) -> None:
+        """Overwrite parameters by Hugging Face name; a tied head follows its embedding."""
+        with torch.no_grad():
+            for name, array in weights:
+                self._named[name].copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(self._named[name].shape))
+
+    @torch.inference_mode()
+    def logits(self, ids: Ids) -> F32:
+        """See Engine.logits."""
+        out: F32 = self._model(torch.as_tensor(ids)[None], use_cache=False).logits[0].float().numpy()
+        return out
+
+    @torch.inference_mode()
+    def start(self, ids: Ids) -> F32:
+        """See Engine.start."""
+        self._cache = None
+        return self._forward(torch.as_tensor(ids)[None])[0]
+
+    @torch.inference_mode()
+    def step(self, token: int) -> F32:
+        """See Engine.step."""
+        return self._forward(torch.tensor([[token]]))[0]
+
+    def _forward(self, ids: torch.Tensor) -> F32:
+        out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+        last: F32 = out.logits[:, -1].float().numpy()
+        return last
+
+    @torch.inference_mode()
+    def sample_batch(
+        self, first: list[int], length: int, seed: int, tick: Callable[[], None] = lambda: None
+    ) -> NDArray[np.int64]:
+        """Sample one sequence per first token from the model itself (temperature 1, whole vocabulary).
+
+        Args:
+            first: the first token of each sequence.
+            length: tokens of each sequence, the first included.
+            seed: of the generator; the same seed, machine and thread count give the same text.
+            tick: called after every step.
+
+        Returns:
+            Token ids (len(first), length).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        tokens = [torch.tensor(first)]
+        self._cache = None
+        for _ in range(length - 1):
+            row = torch.from_numpy(self._forward(tokens[-1][:, None]))
+            tokens.append(torch.multinomial(torch.softmax(row.double(), dim=-1), 1, generator=generator)[:, 0])
+            tick()
+        self._cache = None
+        return torch.stack(tokens, dim=1).numpy()
+
+    def close(self) -> None:
+        """See Engine.close."""
+        self._model = self._cache = None
+        self._named = {}

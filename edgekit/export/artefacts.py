@@ -1,0 +1,132 @@
+"""One artefact from plan to proof, the same story for GGUF and ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.coherence.distribution import truncation_error
+from edgekit.engines.base import Ids
+from edgekit.engines.opening import open_engine
+from edgekit.engines.torch import TorchEngine
+from edgekit.export import gguf, onnx, parity
+from edgekit.export.onnx_builder import build_full_precision
+from edgekit.progress import Progress, counter
+from edgekit.quantize.plan import Plan, full_precision_plan
+
+ENGINES = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artefact on disk."""
+
+    plan: Plan
+    path: Path
+    """The .gguf or .onnx file."""
+    full_precision: Path
+    """The same export without quantization, in a scratch folder."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight files."""
+        data = self.path.with_name(onnx.DATA)
+        return self.path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+    def weights(self, checkpoint: Checkpoint) -> Iterator[tuple[str, F32]]:
+        """Hugging Face name and decoded weights, read by the format's official reader."""
+        if self.plan.container == "gguf":
+            return gguf.read_weights(self.path, checkpoint.spec)
+        return onnx.read_weights(self.path.parent, checkpoint.spec, self.plan)
+
+
+def write(checkpoint: Checkpoint, plan: Plan, folder: Path, scratch: Path, progress: Progress) -> Built:
+    """Quantize and write one artefact below `folder`; `scratch` takes the full-precision graph of an ONNX export."""
+    if plan.container == "gguf":
+        path = folder / "gguf" / "model.gguf"
+        path.parent.mkdir()
+        with progress.step(f"GGUF: quantize and write {len(plan.entries)} tensors") as advance:
+            gguf.write_gguf(checkpoint, plan, path, tick=counter(advance, len(plan.entries)))
+        return Built(plan, path, scratch / "full.gguf")
+    path, source = folder / "onnx" / "model.onnx", scratch / "onnx-fp32"
+    path.parent.mkdir()
+    with progress.step("ONNX: full-precision graph (onnxruntime-genai builder)"):
+        build_full_precision(checkpoint.root, source)
+    matrices = sum(1 for entry in plan.entries if entry.tensor.rule.onnx)
+    with progress.step("ONNX: quantize and write") as advance:
+        onnx.write_onnx(checkpoint, plan, source, path.parent, tick=counter(advance, matrices))
+    return Built(plan, path, source / "model.onnx")
+
+
+def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int:
+    """Every tensor decodes to what was planned; returns how many there are.
+
+    Raises:
+        ParityError: names the tensor.
+    """
+    count = sum(1 for e in built.plan.entries if built.plan.container == "gguf" or e.tensor.rule.onnx)
+    with progress.step(f"{built.plan.container.upper()}: compare {count} tensors with the plan") as advance:
+        tick = counter(advance, count)
+        if built.plan.container == "gguf":
+            gguf.check_bytes(built.path, checkpoint, built.plan, tick=tick)
+        else:
+            onnx.check_bytes(built.path.parent, checkpoint, built.plan, tick=tick)
+    return count
+
+
+def tokenizer_sides(built: Sequence[Built]) -> dict[str, Callable[[str], list[int]]]:
+    """Engines that bring a tokenizer of their own."""
+    from edgekit.engines.llamacpp import LlamaCppEngine
+
+    return {
+        "llama.cpp": LlamaCppEngine(item.path, context=64).tokenize for item in built if item.plan.container == "gguf"
+    }
+
+
+@dataclass(frozen=True)
+class LogitParity:
+    """Mean KL divergences in nats; see edgekit.report.model.Parity."""
+
+    full_precision_kl: float
+    activation_kl: float
+    truncation_kl: float
+
+
+def check_logits(
+    checkpoint: Checkpoint, built: Built, torch_engine: TorchEngine, sequences: Sequence[Ids], k: int, progress: Progress
+) -> LogitParity:
+    """Compare the unquantized export with the original, and the artefact with torch running its weights.
+
+    Raises:
+        ParityError: a divergence is above its limit; names the token.
+    """
+    kind = built.plan.container.upper()
+    with progress.step(f"{kind}: compare logits with the original"):
+        if not built.full_precision.exists():
+            gguf.write_gguf(checkpoint, full_precision_plan(checkpoint.spec, built.plan.container), built.full_precision)
+        original = parity.all_logits(torch_engine, sequences)
+        exported = _engine_logits(built.plan.container, built.full_precision, sequences)
+        full = parity.mean_kl(
+            original, exported, sequences, parity.FULL_PRECISION_LIMIT, f"the unquantized {kind} export differs from the original"
+        )
+        del exported
+    with progress.step(f"{kind}: activation cost"):
+        shipped = _engine_logits(built.plan.container, built.path, sequences)
+        planned = parity.dequantized_logits(torch_engine, checkpoint, built.weights(checkpoint), sequences)
+        cost = parity.mean_kl(
+            planned, shipped, sequences, parity.ACTIVATION_LIMIT, f"the {kind} artefact differs from its own weights in torch"
+        )
+        hidden = [truncation_error(p, q, k) for p, q in zip(original, shipped, strict=True)]
+    return LogitParity(full, cost, float(np.concatenate(hidden).mean()))
+
+
+def _engine_logits(container: str, path: Path, sequences: Sequence[Ids]) -> list[F32]:
+    engine = open_engine(container, path, context=max(map(len, sequences)))
+    try:
+        return parity.all_logits(engine, sequences)
+    finally:
+        engine.close()

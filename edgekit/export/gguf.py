@@ -1,0 +1,177 @@
+"""A checkpoint and a plan become one GGUF file, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, dequantize
+
+from edgekit.checkpoint.architectures import RowOrder
+from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.spec import Spec, TensorSpec
+from edgekit.errors import ParityError
+from edgekit.export.gguf_vocab import GgufVocab, read_vocab
+from edgekit.grids import get
+from edgekit.quantize.plan import Plan
+
+Tick = Callable[[str], None]
+
+
+def file_rows(weights: F32, order: RowOrder, spec: Spec) -> F32:
+    """Rows as GGUF stores them: a rotary pair adjacent instead of half a head apart. Shape is kept."""
+    if order == "as_is":
+        return weights
+    heads = spec.heads if order == "rope_q" else spec.kv_heads
+    half = weights.shape[0] // heads // 2
+    return np.ascontiguousarray(weights.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(weights.shape))
+
+
+def checkpoint_rows(weights: F32, order: RowOrder, spec: Spec) -> F32:
+    """The inverse of :func:`file_rows`."""
+    if order == "as_is":
+        return weights
+    heads = spec.heads if order == "rope_q" else spec.kv_heads
+    half = weights.shape[0] // heads // 2
+    return np.ascontiguousarray(weights.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weights.shape))
+
+
+def _add_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    spec = checkpoint.spec
+    writer.add_type("model")
+    writer.add_name(checkpoint.name)
+    for key, (attribute, kind) in spec.family.gguf_metadata.items():
+        add = writer.add_uint32 if kind == "u32" else writer.add_float32
+        add(f"{spec.family.gguf_arch}.{key}", getattr(spec, attribute))
+    writer.add_quantization_version(2)
+    writer.add_file_type(_file_type(plan))
+    writer.add_string("edgekit.requested_bits", str(plan.bits))
+    writer.add_string("edgekit.effective_bits", f"{plan.effective_bits:.3f}")
+
+
+def _file_type(plan: Plan) -> int:
+    """llama.cpp's label of the type that most bytes have; only a label, its loader reads each tensor's own type."""
+    name = plan.main_grid
+    labels = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_S", "Q4_K": "MOSTLY_Q4_K_S", "Q5_K": "MOSTLY_Q5_K_S"}
+    return int(getattr(LlamaFileType, labels.get(name, f"MOSTLY_{name}"), LlamaFileType.GUESSED))
+
+
+def _add_vocab(writer: GGUFWriter, vocab: GgufVocab) -> None:
+    writer.add_tokenizer_model(vocab.model)
+    writer.add_tokenizer_pre(vocab.pre)
+    writer.add_token_list(list(vocab.tokens))
+    writer.add_token_types(list(vocab.types))
+    if vocab.merges:
+        writer.add_token_merges(list(vocab.merges))
+    if vocab.scores:
+        writer.add_token_scores(list(vocab.scores))
+    adders = {
+        "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id,
+    }
+    for name, index in vocab.special.items():
+        adders[name](index)
+    writer.add_add_bos_token(vocab.add_bos)
+    writer.add_add_space_prefix(vocab.add_space_prefix)
+    if vocab.chat_template:
+        writer.add_chat_template(vocab.chat_template)
+
+
+def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = lambda _: None) -> None:
+    """Write the model as `plan` says. Holds one tensor at a time.
+
+    Args:
+        checkpoint: the full-precision model.
+        plan: of container "gguf"; one grid for each tensor.
+        path: of the new file (the caller renames it when whole).
+        tick: called with the name of each written tensor.
+
+    Raises:
+        TokenizerError: the tokenizer cannot be expressed in GGUF.
+        BadWeightsError: a tensor holds NaN or infinity.
+    """
+    spec = checkpoint.spec
+    vocab = read_vocab(checkpoint.root, spec.vocab_size)
+    writer = GGUFWriter(path, spec.family.gguf_arch)
+    try:
+        _add_metadata(writer, checkpoint, plan)
+        _add_vocab(writer, vocab)
+        factors = _rope_factors(spec)
+        if factors is not None:
+            writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+        for entry in plan.entries:
+            kind = GGMLQuantizationType[entry.grid]
+            size = get(entry.grid).nbytes(_matrix(entry.tensor))
+            shape = _byte_shape(entry.tensor, size)
+            writer.add_tensor_info(entry.tensor.gguf, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        for entry in plan.entries:
+            writer.write_tensor_data(_blocks(checkpoint, entry.tensor, entry.grid))
+            tick(entry.tensor.gguf)
+    finally:
+        writer.close()
+
+
+def _rope_factors(spec: Spec) -> F32 | None:
+    if spec.rope_scaling is None:
+        return None
+    return np.array(spec.rope_scaling.frequency_factors(spec.head_dim, spec.rope_theta), dtype=np.float32)
+
+
+def _matrix(tensor: TensorSpec) -> tuple[int, int]:
+    return (tensor.shape[0], tensor.shape[1]) if len(tensor.shape) == 2 else (1, tensor.shape[0])
+
+
+def _byte_shape(tensor: TensorSpec, size: int) -> tuple[int, ...]:
+    """The shape in bytes, which is what GGUFWriter takes for raw blocks of any type."""
+    return (*tensor.shape[:-1], size // math.prod(tensor.shape[:-1]))
+
+
+def _blocks(checkpoint: Checkpoint, tensor: TensorSpec, grid: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec)
+    format_ = get(grid)
+    packed = format_.pack(format_.quantize(weights.reshape(_matrix(tensor))))
+    return np.ascontiguousarray(packed["data"]).view(np.uint8).reshape(-1)
+
+
+def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:
+    """Hugging Face name and weights (in the checkpoint's row order) of every tensor, decoded by the official reader.
+
+    Raises:
+        ParityError: the file lacks a tensor.
+    """
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for tensor in spec.tensors:
+        if (found := stored.get(tensor.gguf)) is None:
+            raise ParityError(f"{path} lacks the tensor {tensor.gguf}")
+        weights = dequantize(found.data, found.tensor_type).astype(np.float32).reshape(tensor.shape)
+        yield tensor.hf, checkpoint_rows(weights, tensor.rule.rows, spec)
+
+
+def check_bytes(path: Path, checkpoint: Checkpoint, plan: Plan, *, tick: Tick = lambda _: None) -> None:
+    """Compare every tensor of the file, decoded by gguf-py, with what the plan's grid gives for the checkpoint.
+
+    Raises:
+        ParityError: names the first tensor whose type or values differ.
+    """
+    written = GGUFReader(path)
+    stored = {tensor.name: tensor for tensor in written.tensors}
+    for entry in plan.entries:
+        tensor, name = entry.tensor, entry.tensor.gguf
+        if name not in stored or stored[name].tensor_type.name != entry.grid:
+            found = stored[name].tensor_type.name if name in stored else "nothing"
+            raise ParityError(f"tensor {name} is stored as {found}", expected=entry.grid, remedy="report this as a bug")
+        format_ = get(entry.grid)
+        weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec).reshape(_matrix(tensor))
+        planned = format_.dequantize(format_.quantize(weights))
+        decoded = dequantize(stored[name].data, stored[name].tensor_type).reshape(planned.shape)
+        if not np.array_equal(planned, decoded):
+            raise ParityError(f"tensor {name} does not decode to what was planned", remedy="report this as a bug")
+        tick(name)

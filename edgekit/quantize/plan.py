@@ -1,0 +1,184 @@
+"""Which tensor gets which grid, what that costs, and what it promises. A plan is made before anything is built."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from edgekit.checkpoint.spec import Spec, TensorSpec
+from edgekit.errors import GridError, StrictError
+from edgekit.grids import get
+
+Container = Literal["gguf", "onnx"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor's place in the plan."""
+
+    tensor: TensorSpec
+    requested_bits: int
+    """What was asked for this tensor; 32 for norms."""
+    grid: str
+    nbytes: int
+    reason: str = ""
+    """Why the grid is not of the requested bits; empty when it is."""
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight in the file, scales included."""
+        return 8 * self.nbytes / self.tensor.parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model in one container."""
+
+    container: Container
+    bits: int
+    entries: tuple[Entry, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits per weight over all tensors, embedding, head, norms and scales included."""
+        return 8 * self.nbytes / sum(entry.tensor.parameters for entry in self.entries)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads: everything, but of an untied embedding only one row."""
+        tied = not any(entry.tensor.rule.kind == "head" for entry in self.entries)
+        skipped = [e.nbytes for e in self.entries if e.tensor.rule.kind == "embedding" and not tied]
+        return self.nbytes - sum(skipped)
+
+    @property
+    def main_grid(self) -> str:
+        """The grid that holds most bytes of the linear layers."""
+        return self.shares(linear_only=True).most_common(1)[0][0]
+
+    def shares(self, *, linear_only: bool = False) -> Counter[str]:
+        """Bytes by grid."""
+        count: Counter[str] = Counter()
+        for entry in self.entries:
+            if not linear_only or entry.tensor.rule.kind == "linear":
+                count[entry.grid] += entry.nbytes
+        return count
+
+    @property
+    def honest_share(self) -> float:
+        """Share (0 to 1) of the linear layers' weights whose codes have at most the requested bits."""
+        linear = [entry for entry in self.entries if entry.tensor.rule.kind == "linear"]
+        kept = sum(e.tensor.parameters for e in linear if get(e.grid).nominal_bits <= self.bits)
+        return kept / sum(e.tensor.parameters for e in linear)
+
+    def title(self) -> str:
+        """One sentence for the head of a report; never calls a model what its bytes are not."""
+        text = f"{self.bits} bits requested, {self.effective_bits:.2f} bits per weight in the file"
+        if self.honest_share < 1:
+            text += f"; only {self.honest_share:.0%} of the linear weights are in {self.bits}-bit codes: not a {self.bits}-bit model"
+        elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
+            text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
+        return text
+
+
+def _first_fitting(candidates: Sequence[str], tensor: TensorSpec, bits: int) -> tuple[str, str]:
+    shape = (tensor.shape[0], tensor.shape[1])
+    refusals = []
+    for name in candidates:
+        refusal = get(name).refusal(shape)
+        if refusal is None:
+            wrong = get(name).nominal_bits != bits
+            return name, "; ".join(refusals) if wrong else ""
+        refusals.append(f"{name}: {refusal}")
+    raise GridError(
+        f"tensor {tensor.hf} takes none of {', '.join(candidates)} ({refusals[-1]})",
+        remedy="add a format with blocks of 32 to the target's preferences",
+    )
+
+
+def _entry(tensor: TensorSpec, bits: int, candidates: Sequence[str]) -> Entry:
+    grid, reason = _first_fitting(candidates, tensor, bits)
+    return Entry(tensor, bits, grid, get(grid).nbytes((tensor.shape[0], tensor.shape[1])), reason)
+
+
+def _norm(tensor: TensorSpec) -> Entry:
+    return Entry(tensor, 32, "F32", 4 * tensor.parameters)
+
+
+def make_plan(
+    spec: Spec, container: Container, bits: int, candidates: Callable[[TensorSpec], Sequence[str]],
+    requested: Callable[[TensorSpec], int],
+) -> Plan:
+    """Assign to each matrix the first candidate grid that its shape allows.
+
+    Args:
+        spec: the model.
+        container: "gguf" or "onnx".
+        bits: what the user asked for.
+        candidates: grid names for a matrix, best first.
+        requested: bits asked for that matrix (the embedding may differ from the rest).
+
+    Raises:
+        GridError: no candidate suits a tensor.
+    """
+    entries = [
+        _entry(tensor, requested(tensor), candidates(tensor)) if len(tensor.shape) == 2 else _norm(tensor)
+        for tensor in spec.tensors
+    ]
+    if container == "onnx":
+        entries = _same_in_fused(spec, entries)
+    return Plan(container, bits, tuple(entries))
+
+
+def _same_in_fused(spec: Spec, entries: list[Entry]) -> list[Entry]:
+    """Projections that the graph fuses into one node must share a grid: all take the widest one chosen."""
+    groups: Mapping[str, tuple[str, ...]] = spec.family.fused
+    changed = list(entries)
+    for roles in groups.values():
+        for layer in range(spec.layers):
+            places = [i for i, e in enumerate(changed) if e.tensor.layer == layer and e.tensor.role in roles]
+            widest = max((changed[i] for i in places), key=lambda e: e.bits, default=None)
+            if widest is None:
+                continue
+            for i in places:
+                tensor = changed[i].tensor
+                size = get(widest.grid).nbytes((tensor.shape[0], tensor.shape[1]))
+                reason = changed[i].reason if changed[i].grid == widest.grid else f"fused with {widest.tensor.role}"
+                changed[i] = Entry(tensor, changed[i].requested_bits, widest.grid, size, reason)
+    return changed
+
+
+def full_precision_plan(spec: Spec, container: Container) -> Plan:
+    """Every matrix in F16 (GGUF) or F32 (ONNX): the export that must equal the original."""
+    grid, size = ("F16", 2) if container == "gguf" else ("F32", 4)
+    entries = tuple(
+        Entry(t, 8 * size, grid, size * t.parameters) if len(t.shape) == 2 else _norm(t) for t in spec.tensors
+    )
+    return Plan(container, 8 * size, entries)
+
+
+def refuse_fallbacks(plan: Plan) -> None:
+    """--strict: raise StrictError when a linear layer did not get the requested bits (the embedding is the target's policy)."""
+    linear = [entry for entry in plan.entries if entry.tensor.rule.kind == "linear"]
+    fallen = [entry for entry in linear if entry.reason]
+    if fallen:
+        first = fallen[0]
+        raise StrictError(
+            f"{len(fallen)} of {len(linear)} linear layers cannot take {plan.bits} bits in {plan.container}, "
+            f"the first is {first.tensor.hf} {list(first.tensor.shape)}: {first.reason}; it would become {first.grid}",
+            expected=f"{plan.bits}-bit codes everywhere",
+            remedy="drop --strict to accept the named formats, or ask for 4 bits",
+        )
+    stored = [e for e in linear if get(e.grid).stored_bits > get(e.grid).nominal_bits]
+    if stored:
+        raise StrictError(
+            f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has no 3-bit kernel",
+            expected=f"{plan.bits} bits in the file", remedy="drop --strict, or ask for 4 bits",
+        )

@@ -1,0 +1,77 @@
+"""What a plan promises on a target, before anything runs there. Every figure here is predicted, never measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.checkpoint.spec import Spec
+from edgekit.errors import DoesNotFitError
+from edgekit.quantize.plan import Plan
+from edgekit.targets import Target, ram_mib, usable_mib
+
+CONTEXT = 2048
+_ENGINE_MIB = 64
+"""Code, tokenizer, graph and scratch buffers of either engine, rounded up."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted figures of one artefact on one target."""
+
+    file_mib: float
+    ram_mib: float
+    usable_mib: int
+    board_mib: int
+    bytes_per_token: int
+    tokens_per_second: float | None
+    """None where the target file has no decode bandwidth."""
+    basis: str
+    """Where the bandwidth comes from."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model is predicted to fit into the target's memory."""
+        return self.ram_mib <= self.usable_mib
+
+
+def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -> Prediction:
+    """Memory and decode speed of `plan` on `target`.
+
+    Memory is weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of `context` tokens
+    (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is the target's
+    streaming bandwidth divided by the bytes of weights one token reads, times the format's efficiency there: decoding on
+    a CPU is bound by memory (Arm learning path "LLM decode roofline", R² 0.9996 on a Raspberry Pi 5).
+    """
+    runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
+    cache = spec.kv_bytes_per_token(2 if plan.container == "gguf" else 4) * min(context, spec.context_length)
+    needed = plan.nbytes * runtime.ram_multiplier + cache
+    rate = target.memory.decode_gbps
+    efficiency = target.runtime.gguf.efficiency.get(plan.main_grid, 1.0) if plan.container == "gguf" else 1.0
+    return Prediction(
+        file_mib=plan.nbytes / 2**20,
+        ram_mib=needed / 2**20 + _ENGINE_MIB,
+        usable_mib=usable_mib(target),
+        board_mib=ram_mib(target),
+        bytes_per_token=plan.bytes_per_token,
+        tokens_per_second=None if rate is None else rate * 1e9 * efficiency / plan.bytes_per_token,
+        basis=f"{rate} GB/s ({target.memory.decode_basis})" if rate is not None else "no bandwidth in the target file",
+    )
+
+
+def refuse_too_big(spec: Spec, plan: Plan, target: Target) -> Prediction:
+    """The prediction, or DoesNotFitError that says by how much it is too big and how many parameters would fit."""
+    figures = predict(spec, plan, target)
+    if figures.fits:
+        return figures
+    over = figures.ram_mib - figures.usable_mib
+    share = max(0.0, 1 - over / max(figures.file_mib * _multiplier(plan, target), 1e-9))
+    raise DoesNotFitError(
+        f"the {plan.container} model needs about {figures.ram_mib:,.0f} MiB on {target.name}, {over:,.0f} MiB more than the "
+        f"{figures.usable_mib:,} MiB usable of {figures.board_mib:,} MiB (predicted)",
+        expected=f"at most about {spec.parameters * share / 1e6:,.0f} million parameters at these bits",
+        remedy="ask for fewer bits, another format, a smaller model or a bigger board",
+    )
+
+
+def _multiplier(plan: Plan, target: Target) -> float:
+    return (target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx).ram_multiplier

@@ -1,0 +1,116 @@
+"""What a build measured on the host, as report.json holds it. Measured, emulated and predicted are separate fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgekit.coherence.gates import Verdict
+from edgekit.coherence.metrics import Coherence
+from edgekit.errors import BundleError
+
+
+class Predicted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Figures computed from the plan and the target file, not measured."""
+
+    ram_mib: float
+    usable_mib: int
+    bytes_per_token: int
+    tokens_per_second: float | None
+    basis: str
+
+
+class Parity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Evidence that the artefact is what was planned, measured on the host."""
+
+    tokenizer_strings: int
+    """Strings of the golden corpus with identical token ids on both sides."""
+    tensors: int
+    """Tensors whose stored bytes decode to exactly what was planned."""
+    full_precision_kl: float
+    """Mean KL divergence, nats, of the same export without quantization against the original."""
+    activation_kl: float
+    """Activation cost: mean KL divergence, nats, of the artefact against torch with its dequantized weights."""
+    positions: int
+    """Positions that both divergences were measured on."""
+
+
+class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One format."""
+
+    format: Literal["gguf", "onnx"]
+    engine: str
+    title: str
+    requested_bits: int
+    effective_bits: float
+    """8 × bytes of all files of the artefact's weights / parameters."""
+    bytes: int
+    shares: dict[str, float]
+    """Grid → share of the tensor bytes."""
+    fallbacks: tuple[str, ...]
+    """Why tensors did not get the requested bits, one line a kind."""
+    predicted: Predicted
+    parity: Parity
+    coherence: Coherence
+    truncation_kl: float
+    """What keeping only the top k tokens hides: full minus top-k mean KL divergence, nats, measured on `parity.positions`."""
+    verdict: Verdict
+
+
+class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One prompt and what each engine says, greedily."""
+
+    prompt: str
+    original: str
+    artefacts: dict[str, str]
+    """Format → text."""
+
+
+class Host(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The machine that measured."""
+
+    machine: str
+    system: str
+    python: str
+    cpus: int
+    versions: dict[str, str]
+
+
+class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """report.json."""
+
+    schema_version: Literal[1] = 1
+    edgekit: str
+    name: str
+    model: str
+    source: str
+    parameters: int
+    caveats: tuple[str, ...]
+    target: str
+    target_title: str
+    text: str
+    """What the coherence figures were measured on, in words."""
+    artefacts: Annotated[tuple[Artefact, ...], Meta(min_length=1)]
+    samples: tuple[Sample, ...]
+    seconds: dict[str, float]
+    """Stage of the build → seconds on this host."""
+    host: Host
+
+
+def to_json(report: Report) -> bytes:
+    """Indented JSON with a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def from_json(data: bytes) -> Report:
+    """Read a report.
+
+    Raises:
+        BundleError: it is not one.
+    """
+    try:
+        return msgspec.json.decode(data, type=Report)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"report.json does not fit its schema ({error})", remedy="build the bundle again") from error
