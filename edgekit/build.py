@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import tempfile
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
 
 from edgekit import __version__
 from edgekit.bundle import bundle as bundles
@@ -28,7 +30,7 @@ from edgekit.quantize.choose import choose
 from edgekit.quantize.plan import Container, Plan, refuse_fallbacks
 from edgekit.quantize.predict import Prediction, refuse_too_big
 from edgekit.report import model as reports
-from edgekit.targets import Target, coherence_limits, digest
+from edgekit.targets import Target, coherence_limits
 
 PARITY_SEQUENCES = 2
 SAMPLES = 3
@@ -314,11 +316,15 @@ def _manifest(
             name=checkpoint.name, architecture=checkpoint.spec.architecture, source=checkpoint.source,
             sha256=checkpoint.sha256, parameters=checkpoint.spec.parameters,
         ),
-        target=manifest.TargetRef(id=target.name, sha256=digest(target)),
+        target=manifest.TargetRef(id=target.name, sha256=_target_sha256(target)),
         artefacts=tuple(_manifest_artefact(result) for result in results),
         versions=_versions(), seeds={"evaluation_text": options.seed},
         predicted={k: v for result in results for k, v in _figures(result).items()},
     )  # fmt: skip
+
+
+def _target_sha256(target: Target) -> str:
+    return hashlib.sha256(msgspec.json.encode(target, order="sorted")).hexdigest()
 
 
 def _manifest_artefact(result: _Artefact) -> manifest.Artefact:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 16
 
+# Every string ends at the latest with its line or the text, so an unclosed one is read once: the scan stays linear.
 _TOKEN = re.compile(
-    r'(?P<string>"""(?:[^\\]|\\.)*?"{3,5}'
-    r"|'''.*?'{3,5}"
-    r'|"(?:[^"\\\n]|\\.)*"'
-    r"|'[^'\n]*')"
+    r'(?P<string>"""(?:[^\\]|\\.)*?(?:"{3,5}|\\?\Z)'
+    r"|'''.*?(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\[^\n])*"?'
+    r"|'[^'\n]*'?)"
     r"|(?P<comment>\#[^\n]*)"
     r"|(?P<newline>\n)"
     r"|(?P<mark>[\[\]{}=,.])"

@@ -14,6 +14,7 @@ from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
 from edgekit.engines.torch import TorchEngine
 from edgekit.export import gguf, onnx, parity
+from edgekit.export.digests import Digests
 from edgekit.export.onnx_builder import build_full_precision
 from edgekit.progress import Progress, counter
 from edgekit.quantize.plan import Plan, full_precision_plan
@@ -30,6 +31,8 @@ class Built:
     """The .gguf or .onnx file."""
     full_precision: Path
     """The same export without quantization, in a scratch folder."""
+    planned: Digests
+    """What each tensor is meant to decode to."""
 
     @property
     def nbytes(self) -> int:
@@ -50,16 +53,16 @@ def write(checkpoint: Checkpoint, plan: Plan, folder: Path, scratch: Path, progr
         path = folder / "gguf" / "model.gguf"
         path.parent.mkdir()
         with progress.step(f"GGUF: quantize and write {len(plan.entries)} tensors") as advance:
-            gguf.write_gguf(checkpoint, plan, path, tick=counter(advance, len(plan.entries)))
-        return Built(plan, path, scratch / "full.gguf")
+            planned = gguf.write_gguf(checkpoint, plan, path, tick=counter(advance, len(plan.entries)))
+        return Built(plan, path, scratch / "full.gguf", planned)
     path, source = folder / "onnx" / "model.onnx", scratch / "onnx-fp32"
     path.parent.mkdir()
     with progress.step("ONNX: full-precision graph (onnxruntime-genai builder)"):
         build_full_precision(checkpoint.root, source)
     matrices = sum(1 for entry in plan.entries if entry.tensor.rule.onnx)
     with progress.step("ONNX: quantize and write") as advance:
-        onnx.write_onnx(checkpoint, plan, source, path.parent, tick=counter(advance, matrices))
-    return Built(plan, path, source / "model.onnx")
+        planned = onnx.write_onnx(checkpoint, plan, source, path.parent, tick=counter(advance, matrices))
+    return Built(plan, path, source / "model.onnx", planned)
 
 
 def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int:
@@ -72,9 +75,9 @@ def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int
     with progress.step(f"{built.plan.container.upper()}: compare {count} tensors with the plan") as advance:
         tick = counter(advance, count)
         if built.plan.container == "gguf":
-            gguf.check_bytes(built.path, checkpoint, built.plan, tick=tick)
+            gguf.check_bytes(built.path, built.plan, built.planned, tick=tick)
         else:
-            onnx.check_bytes(built.path.parent, checkpoint, built.plan, tick=tick)
+            onnx.check_bytes(built.path.parent, checkpoint.spec, built.plan, built.planned, tick=tick)
     return count
 
 

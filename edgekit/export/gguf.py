@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, dequantize
+from numpy.typing import NDArray
 
 from edgekit.checkpoint.architectures import RowOrder
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
+from edgekit.export.digests import Digests, digest
 from edgekit.export.gguf_vocab import GgufVocab, read_vocab
 from edgekit.grids import get
 from edgekit.quantize.plan import Plan
@@ -80,7 +81,7 @@ def _add_vocab(writer: GGUFWriter, vocab: GgufVocab) -> None:
         writer.add_chat_template(vocab.chat_template)
 
 
-def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = lambda _: None) -> None:
+def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = lambda _: None) -> Digests:
     """Write the model as `plan` says. Holds one tensor at a time.
 
     Args:
@@ -89,12 +90,16 @@ def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = l
         path: of the new file (the caller renames it when whole).
         tick: called with the name of each written tensor.
 
+    Returns:
+        For each tensor, the digest of the weights that its stored codes stand for; see :func:`check_bytes`.
+
     Raises:
         TokenizerError: the tokenizer cannot be expressed in GGUF.
         BadWeightsError: a tensor holds NaN or infinity.
     """
     spec = checkpoint.spec
     vocab = read_vocab(checkpoint.root, spec.vocab_size)
+    planned: Digests = {}
     writer = GGUFWriter(path, spec.family.gguf_arch)
     try:
         _add_metadata(writer, checkpoint, plan)
@@ -113,10 +118,12 @@ def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = l
         if factors is not None:
             writer.write_tensor_data(factors)
         for entry in plan.entries:
-            writer.write_tensor_data(_blocks(checkpoint, entry.tensor, entry.grid))
+            blocks, planned[entry.tensor.gguf] = _blocks(checkpoint, entry.tensor, entry.grid)
+            writer.write_tensor_data(blocks)
             tick(entry.tensor.gguf)
     finally:
         writer.close()
+    return planned
 
 
 def _rope_factors(spec: Spec) -> F32 | None:
@@ -134,11 +141,12 @@ def _byte_shape(tensor: TensorSpec, size: int) -> tuple[int, ...]:
     return (*tensor.shape[:-1], size // math.prod(tensor.shape[:-1]))
 
 
-def _blocks(checkpoint: Checkpoint, tensor: TensorSpec, grid: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _blocks(checkpoint: Checkpoint, tensor: TensorSpec, name: str) -> tuple[NDArray[np.uint8], str]:
+    """The bytes to store, and the digest of what they stand for."""
     weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec)
-    format_ = get(grid)
-    packed = format_.pack(format_.quantize(weights.reshape(_matrix(tensor))))
-    return np.ascontiguousarray(packed["data"]).view(np.uint8).reshape(-1)
+    grid = get(name)
+    quantized = grid.quantize(weights.reshape(_matrix(tensor)))
+    return grid.pack(quantized)["data"].reshape(-1), digest(grid.dequantize(quantized))
 
 
 def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:
@@ -155,23 +163,24 @@ def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:
         yield tensor.hf, checkpoint_rows(weights, tensor.rule.rows, spec)
 
 
-def check_bytes(path: Path, checkpoint: Checkpoint, plan: Plan, *, tick: Tick = lambda _: None) -> None:
-    """Compare every tensor of the file, decoded by gguf-py, with what the plan's grid gives for the checkpoint.
+def check_bytes(path: Path, plan: Plan, planned: Digests, *, tick: Tick = lambda _: None) -> None:
+    """Compare every tensor of the file, decoded by gguf-py, with what was planned for it.
+
+    Args:
+        path: of the file.
+        plan: what it was written from.
+        planned: as :func:`write_gguf` returned it.
+        tick: called with the name of each compared tensor.
 
     Raises:
         ParityError: names the first tensor whose type or values differ.
     """
-    written = GGUFReader(path)
-    stored = {tensor.name: tensor for tensor in written.tensors}
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     for entry in plan.entries:
-        tensor, name = entry.tensor, entry.tensor.gguf
-        if name not in stored or stored[name].tensor_type.name != entry.grid:
-            found = stored[name].tensor_type.name if name in stored else "nothing"
+        name = entry.tensor.gguf
+        found = stored[name].tensor_type.name if name in stored else "nothing"
+        if found != entry.grid:
             raise ParityError(f"tensor {name} is stored as {found}", expected=entry.grid, remedy="report this as a bug")
-        format_ = get(entry.grid)
-        weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec).reshape(_matrix(tensor))
-        planned = format_.dequantize(format_.quantize(weights))
-        decoded = dequantize(stored[name].data, stored[name].tensor_type).reshape(planned.shape)
-        if not np.array_equal(planned, decoded):
+        if digest(dequantize(stored[name].data, stored[name].tensor_type)) != planned[name]:
             raise ParityError(f"tensor {name} does not decode to what was planned", remedy="report this as a bug")
         tick(name)

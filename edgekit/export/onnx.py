@@ -18,6 +18,7 @@ from onnx.numpy_helper import to_array
 from edgekit.checkpoint.checkpoint import F32, TOKENIZER_FILES, Checkpoint
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
+from edgekit.export.digests import Digests, digest
 from edgekit.grids import get
 from edgekit.quantize.plan import Entry, Plan
 
@@ -58,12 +59,14 @@ def _initializer(name: str, stored: _Stored, shape: Sequence[int] | None = None)
     return tensor
 
 
-def _stacked(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[str, NDArray[Any]]:
-    """Quantize and pack the matrices of one node, rows of one below the other's."""
+def _stacked(checkpoint: Checkpoint, entries: Sequence[Entry], planned: Digests) -> dict[str, NDArray[Any]]:
+    """Quantize and pack the matrices of one node, rows of one below the other's; notes what they stand for."""
     parts = []
     for entry in entries:
         grid = get(entry.grid)
-        parts.append(grid.pack(grid.quantize(checkpoint.read(entry.tensor))))
+        quantized = grid.quantize(checkpoint.read(entry.tensor))
+        planned[entry.tensor.hf] = digest(grid.dequantize(quantized))
+        parts.append(grid.pack(quantized))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -76,6 +79,7 @@ class _Writer:
         self._by_node = _entries_by_node(checkpoint.spec, plan)
         self._old = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._new: list[TensorProto] = []
+        self.planned: Digests = {}
         self._producers = {name: node for node in self.model.graph.node for name in node.output}
 
     def run(self) -> onnx.ModelProto:
@@ -113,7 +117,7 @@ class _Writer:
             raise ParityError(f"node {node.name} is a {node.op_type}", expected="a MatMul")
         prefix = node.input[1]
         if not any(tensor.name == f"{prefix}.codes" for tensor in self._new):
-            packed = _stacked(self._checkpoint, entries)
+            packed = _stacked(self._checkpoint, entries, self.planned)
             self._store(prefix, packed)
             self._tick(node.name)
         return self._matmul(node, prefix, entries)
@@ -145,7 +149,7 @@ class _Writer:
         del self._by_node[node.name]
         producer = self._producers.get(node.input[0])
         prefix = producer.input[0] if producer is not None else node.input[0]
-        packed = _stacked(self._checkpoint, [entry])
+        packed = _stacked(self._checkpoint, [entry], self.planned)
         self._store(prefix, packed)
         self._tick(node.name)
         grid = get(entry.grid)
@@ -188,7 +192,7 @@ def _entries_by_node(spec: Spec, plan: Plan) -> dict[str, list[Entry]]:
     return found
 
 
-def write_onnx(checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *, tick: Tick = lambda _: None) -> None:
+def write_onnx(checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *, tick: Tick = lambda _: None) -> Digests:
     """Write `folder` from the builder's full-precision `source` folder, one matrix in memory at a time.
 
     Args:
@@ -198,17 +202,22 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *
         folder: an existing, empty folder.
         tick: called with the name of each node written.
 
+    Returns:
+        For each matrix, the digest of the weights that its stored codes stand for; see :func:`check_bytes`.
+
     Raises:
         ParityError: the graph is not the one this version of edgekit knows.
     """
     with (folder / DATA).open("wb") as stream:
-        model = _Writer(source, checkpoint, plan, _DataFile(stream), tick).run()
+        writer = _Writer(source, checkpoint, plan, _DataFile(stream), tick)
+        model = writer.run()
     _drop_unused(model)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
     for name in ("genai_config.json", *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return writer.planned
 
 
 def _check_structure(model: onnx.ModelProto, folder: Path) -> None:
@@ -276,16 +285,16 @@ def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([raw & 15, raw >> 4], axis=-1).reshape(raw.shape[0], -1)
 
 
-def _split(weights: F32, entries: Sequence[Entry]) -> Iterator[tuple[TensorSpec, str, F32]]:
+def _split(weights: F32, entries: Sequence[Entry]) -> Iterator[tuple[TensorSpec, F32]]:
     row = 0
     for entry in entries:
         count = entry.tensor.shape[0]
-        yield entry.tensor, entry.grid, weights[row : row + count]
+        yield entry.tensor, weights[row : row + count]
         row += count
 
 
-def decoded(folder: Path, spec: Spec, plan: Plan) -> Iterator[tuple[TensorSpec, str, F32]]:
-    """Tensor, grid and decoded weights of every quantized matrix in the folder; a tied head comes after its embedding."""
+def decoded(folder: Path, spec: Spec, plan: Plan) -> Iterator[tuple[TensorSpec, F32]]:
+    """Tensor and decoded weights of every quantized matrix in the folder; a tied head comes after its embedding."""
     by_node = _entries_by_node(spec, plan)
     for matrix in _matrices(folder):
         entries = by_node[matrix.node]
@@ -294,23 +303,28 @@ def decoded(folder: Path, spec: Spec, plan: Plan) -> Iterator[tuple[TensorSpec, 
 
 def read_weights(folder: Path, spec: Spec, plan: Plan) -> Iterator[tuple[str, F32]]:
     """Hugging Face name and decoded weights of every quantized matrix of the folder."""
-    for tensor, _, weights in decoded(folder, spec, plan):
+    for tensor, weights in decoded(folder, spec, plan):
         yield tensor.hf, weights
 
 
-def check_bytes(folder: Path, checkpoint: Checkpoint, plan: Plan, *, tick: Tick = lambda _: None) -> None:
-    """Compare every matrix of the folder, read by `onnx`, with what the plan's grid gives for the checkpoint.
+def check_bytes(folder: Path, spec: Spec, plan: Plan, planned: Digests, *, tick: Tick = lambda _: None) -> None:
+    """Compare every matrix of the folder, read by `onnx` and decoded by the operator's formula, with what was planned.
+
+    Args:
+        folder: with model.onnx and its data.
+        spec: the model.
+        plan: what it was written from.
+        planned: as :func:`write_onnx` returned it.
+        tick: called with the name of each compared tensor.
 
     Raises:
         ParityError: names the first tensor that differs or is not there.
     """
-    missing = {entry.tensor.hf for entry in plan.entries if entry.tensor.rule.onnx}
-    for tensor, name, weights in decoded(folder, checkpoint.spec, plan):
-        grid = get(name)
-        planned = grid.dequantize(grid.quantize(checkpoint.read(tensor)))
-        if not np.array_equal(planned, weights):
+    missing = dict.fromkeys(entry.tensor.hf for entry in plan.entries if entry.tensor.rule.onnx)
+    for tensor, weights in decoded(folder, spec, plan):
+        if digest(weights) != planned[tensor.hf]:
             raise ParityError(f"tensor {tensor.hf} does not decode to what was planned", remedy="report this as a bug")
-        missing.discard(tensor.hf)
+        missing.pop(tensor.hf, None)
         tick(tensor.hf)
     if missing:
-        raise ParityError(f"the ONNX folder lacks the tensor {sorted(missing)[0]}", remedy="report this as a bug")
+        raise ParityError(f"the ONNX folder lacks the tensor {next(iter(missing))}", remedy="report this as a bug")

@@ -17,12 +17,13 @@ import msgspec
 import psutil
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edgekit import targets
 from edgekit.cli.targets import command
 from edgekit.errors import TargetFileError, UnknownTargetError
 from edgekit.toml_lines import key_lines
-from hypothesis import given
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 CHILD = 'schema_version = 1\ninherits = "rpi5"\nname = "mine"\ntitle = "Mine"\ntier = 3\n'

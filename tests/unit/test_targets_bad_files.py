@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgekit import targets
-from edgekit.errors import EdgekitError, TargetFileError, UnknownTargetError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from edgekit import targets
+from edgekit.errors import EdgekitError, TargetFileError, UnknownTargetError
 
 CHILD = 'schema_version = 1\ninherits = "rpi5"\nname = "mine"\ntitle = "Mine"\ntier = 3\n'
 
@@ -157,6 +158,13 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         targets.load("a\0b/c.toml")
     with pytest.raises(TargetFileError, match="cannot be read"):
         targets.load("x" * 10_000 + ".toml")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("piece", ['\\"', '"\n', "'''x", '"""\\"', "[]", "a.", "[[a]]\n", "a=[1,", "'+a'=[]\n"])
+@pytest.mark.parametrize("start", ["", '"""', '"'])
+def test_hostile_text_takes_no_time(tmp_path: Path, start: str, piece: str) -> None:
+    refused(tmp_path, start + piece * (100_000 // len(piece)))
 
 
 def parse(text: str) -> None:

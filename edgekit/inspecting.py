@@ -1,0 +1,185 @@
+"""What a model folder, a bundle or a model file holds, without loading its weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.bundle.paths import plain
+from edgekit.errors import FileFormatError, InputNotFoundError, TokenizerError
+from edgekit.inspecting_files import (
+    Findings,
+    Row,
+    TensorHeader,
+    Value,
+    dtype_rows,
+    gguf_file,
+    safetensors_file,
+    safetensors_header,
+)
+
+if TYPE_CHECKING:
+    from edgekit.bundle.bundle import Bundle
+    from edgekit.checkpoint.checkpoint import Checkpoint
+
+__all__ = ["Findings", "inspect"]
+
+_EXPECTED = "a model folder, a bundle, or a .gguf, .onnx or .safetensors file"
+
+
+def inspect(what: str) -> Findings:
+    """Find out what `what` is and what it holds.
+
+    Args:
+        what: path of a folder or file, or "demo" for the embedded model when no such path exists.
+
+    Raises:
+        InputNotFoundError: nothing is there, or the folder is empty.
+        FileFormatError: it is none of the kinds that edgekit knows, or a damaged file.
+        EdgekitError: what opening a checkpoint or a bundle raises.
+    """
+    path = Path(what)
+    try:
+        there, folder, file = path.exists() or path.is_symlink(), path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise InputNotFoundError(f"'{plain(what)}' is not a path ({plain(str(error))})", expected=_EXPECTED) from error
+    if what == "demo" and not there:
+        return _demo()
+    if not there:
+        raise InputNotFoundError(f"there is nothing at '{plain(what)}'", expected=_EXPECTED)
+    if folder:
+        return _folder(path)
+    if file:
+        return _file(path)
+    raise FileFormatError(f"'{plain(what)}' is neither a file nor a folder", expected=_EXPECTED)
+
+
+def _folder(path: Path) -> Findings:
+    from edgekit.bundle.bundle import open_bundle
+    from edgekit.checkpoint.checkpoint import open_checkpoint
+
+    if (path / "manifest.json").is_file():
+        return _bundle(open_bundle(path, check=False))
+    if (path / "config.json").is_file() or not any(path.iterdir()):
+        return _model(open_checkpoint(path))
+    raise FileFormatError(
+        f"the folder {path} is neither a bundle nor a model", expected="manifest.json or config.json in it",
+        remedy="name a file in it, or the folder that holds the model",
+    )  # fmt: skip
+
+
+def _file(path: Path) -> Findings:
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic == b"GGUF" or path.suffix == ".gguf":
+        return gguf_file(path)
+    if path.suffix == ".safetensors":
+        return safetensors_file(path)
+    if path.suffix == ".onnx":
+        from edgekit.inspecting_onnx import onnx_file
+
+        return onnx_file(path)
+    raise FileFormatError(f"{path} is of no kind that edgekit knows", expected=_EXPECTED)
+
+
+def _demo() -> Findings:
+    from edgekit.checkpoint.demo import demo_checkpoint
+
+    return _model(demo_checkpoint())
+
+
+# --- a model folder --------------------------------------------------------------------------------------------------
+
+
+def _model(checkpoint: Checkpoint) -> Findings:
+    spec = checkpoint.spec
+    headers: dict[str, TensorHeader] = {}
+    files = sorted(set(checkpoint.files.values()))
+    for file in files:
+        headers |= safetensors_header(file)[0]
+    facts: dict[str, Value] = {
+        "name": checkpoint.name, "source": checkpoint.source, "caveat": checkpoint.caveat or None,
+        "architecture": spec.architecture, "family": spec.family.name, "parameters": spec.parameters,
+        "tied_embedding": spec.tied, "layers": spec.layers, "hidden_size": spec.hidden_size, "ffn_size": spec.ffn_size,
+        "heads": spec.heads, "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,
+        "context_length": spec.context_length, "norm_epsilon": spec.norm_epsilon, "rope_theta": spec.rope_theta,
+        "rope_scaling": "llama3" if spec.rope_scaling else None, "weight_files": len(files),
+        "weight_bytes": sum(file.stat().st_size for file in files), **_tokenizer(checkpoint.root),
+    }  # fmt: skip
+    return Findings("model", str(checkpoint.root), facts, {"roles": _roles(checkpoint), "types": dtype_rows(headers)})
+
+
+def _roles(checkpoint: Checkpoint) -> list[Row]:
+    """Tensors of one role and shape in a row, in the order of the model."""
+    groups: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+    for tensor in checkpoint.spec.tensors:
+        groups[tensor.role, tensor.shape] += 1
+    each = {(tensor.role, tensor.shape): tensor.parameters for tensor in checkpoint.spec.tensors}
+    return [
+        {"role": role, "shape": "x".join(map(str, shape)), "count": count, "parameters": count * each[role, shape]}
+        for (role, shape), count in groups.items()
+    ]
+
+
+def _tokenizer(root: Path) -> dict[str, Value]:
+    """A model without a usable tokenizer is still worth looking at: what is wrong with it becomes a fact."""
+    from edgekit.bundle.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(root)
+    except TokenizerError as error:
+        return {"tokenizer": f"none that can be used: {plain(error.sentence())}", "chat_template": None}
+    return {
+        "tokenizer": type(tokenizer.backend.model).__name__,
+        "tokenizer_size": tokenizer.vocab_size,
+        "chat_template": tokenizer.template is not None,
+    }
+
+
+# --- a bundle --------------------------------------------------------------------------------------------------------
+
+
+def _bundle(bundle: Bundle) -> Findings:
+    manifest = bundle.manifest
+    entries = [*manifest.files.values(), *manifest.reports.values()]
+    facts: dict[str, Value] = {
+        "name": plain(manifest.name), "built_by": f"edgekit {plain(manifest.edgekit)}",
+        "model": plain(manifest.model.name),
+        "architecture": plain(manifest.model.architecture), "source": plain(manifest.model.source),
+        "license": plain(manifest.model.license) if manifest.model.license else None,
+        "parameters": manifest.model.parameters, "target": plain(manifest.target.id), "files": len(entries),
+        "all_bytes": sum(entry.size for entry in entries),
+        "checksums": "not checked (edgekit verify does); names and sizes are as in the manifest",
+    }  # fmt: skip
+    tables: dict[str, Sequence[Row]] = {
+        "artefacts": [
+            {"format": a.format, "path": a.path, "engine": a.engine, "requested_bits": a.requested_bits,
+             "effective_bits": a.effective_bits, "fallbacks": sum(1 for entry in a.plan if entry.reason)}
+            for a in manifest.artefacts
+        ],
+        "grids": _grids(bundle),
+        "predicted": [
+            {"figure": plain(name), "value": f.value, "unit": plain(f.unit), "source": plain(f.source)}
+            for name, f in sorted(manifest.predicted.items())
+        ],
+        "versions": [{"package": plain(n), "version": plain(v)} for n, v in sorted(manifest.versions.items())],
+    }  # fmt: skip
+    return Findings("bundle", str(bundle.root), facts, tables)
+
+
+def _grids(bundle: Bundle) -> list[Row]:
+    """Bytes of the planned tensors by artefact and grid, largest first."""
+    rows: list[Row] = []
+    for artefact in bundle.manifest.artefacts:
+        count: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for entry in artefact.plan:
+            row = count[entry.grid]
+            row[:] = row[0] + 1, row[1] + entry.bytes
+        total = sum(size for _, size in count.values()) or 1
+        rows += [
+            {"format": artefact.format, "grid": plain(grid), "tensors": tensors, "bytes": size, "share": size / total}
+            for grid, (tensors, size) in sorted(count.items(), key=lambda item: -item[1][1])
+        ]
+    return rows

@@ -1,0 +1,101 @@
+"""report.html: one file without network or scripts that lets an engineer decide whether to ship.
+
+Samples and names come from strangers: everything is autoescaped, stripped of control characters and bounded in length,
+and the page's own content policy forbids scripts, images and any request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from edgekit.report import plots, rows, words
+from edgekit.report.model import Report, Sample
+
+SAMPLE_LIMIT = 3000
+"""Characters of one sample."""
+
+
+def render(report: Report) -> str:
+    """The page as HTML 5 text; equal reports give equal pages."""
+    return (
+        _environment()
+        .get_template("template.html.j2")
+        .render(
+            report=report,
+            outcome=rows.outcome(report),
+            gates=_gates(report),
+            samples=[_sample(sample) for sample in report.samples],
+            files=rows.FILES,
+            coherence=rows.COHERENCE,
+            parity=rows.PARITY,
+            predicted=rows.PREDICTED,
+            divergence=plots.divergence(report),
+            shares=plots.shares(report),
+            perplexities=plots.perplexities(report),
+            same_top=plots.same_top(report),
+            times=plots.times(report),
+        )
+    )
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(name=rows.name, verdict_word=rows.verdict_word, millions=words.millions)
+    return made
+
+
+def _source(name: str) -> str:
+    return (files("edgekit.report") / name).read_text(encoding="utf8")
+
+
+def _finalize(value: object) -> object:
+    """The last gate before the page, for every expression of the templates: no string gets past it uncleaned."""
+    return words.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What one engine says, split where it leaves the original's text."""
+
+    title: str
+    same: str
+    differs: str
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The continuations of one prompt."""
+
+    prompt: str
+    texts: list[_Text]
+
+
+def _sample(sample: Sample) -> _Sides:
+    original = words.clean(sample.original, SAMPLE_LIMIT)
+    texts = [_text("Original", original, original)]
+    texts += [_text(name.upper(), words.clean(said, SAMPLE_LIMIT), original) for name, said in sample.artefacts.items()]
+    return _Sides(words.clean(sample.prompt, SAMPLE_LIMIT), texts)
+
+
+def _text(title: str, said: str, original: str) -> _Text:
+    same = words.common_length(said, original)
+    return _Text(title, said[:same], said[same:])
+
+
+def _gates(report: Report) -> list[tuple[str, list[rows.Gate]]]:
+    return [
+        (rows.name(artefact), [rows.gate(check) for check in artefact.verdict.checks])
+        for artefact in report.artefacts
+        if artefact.verdict.checks
+    ]
