@@ -37,10 +37,13 @@ def _output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OutputError(
-                f"no space left on the disk while writing {path}", remedy="free some space and run again; nothing was left half-written"
+                f"no space left on the disk while writing {path}",
+                remedy="free some space and run again; nothing was left half-written",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise OutputError(f"cannot write {path} ({error.strerror})", remedy="choose another folder with -o") from error
+            raise OutputError(
+                f"cannot write {path} ({error.strerror})", remedy="choose another folder with -o"
+            ) from error
         raise
 
 
@@ -98,7 +101,7 @@ def whole_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def cache_dir() -> Path:
-    """The folder for things that can be made again: $EDGEKIT_CACHE, else $XDG_CACHE_HOME/edgekit, else ~/.cache/edgekit."""
+    """Where things go that can be made again: $EDGEKIT_CACHE, $XDG_CACHE_HOME/edgekit or ~/.cache/edgekit."""
     if own := os.environ.get("EDGEKIT_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

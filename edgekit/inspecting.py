@@ -36,22 +36,25 @@ def inspect(what: str) -> Findings:
         what: path of a folder or file, or "demo" for the embedded model when no such path exists.
 
     Raises:
-        InputNotFoundError: nothing is there, or the folder is empty.
+        InputNotFoundError: nothing is there that can be read, or the folder is empty.
         FileFormatError: it is none of the kinds that edgekit knows, or a damaged file.
         EdgekitError: what opening a checkpoint or a bundle raises.
     """
-    path = Path(what)
     try:
-        there, folder, file = path.exists() or path.is_symlink(), path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:
-        raise InputNotFoundError(f"'{plain(what)}' is not a path ({plain(str(error))})", expected=_EXPECTED) from error
-    if what == "demo" and not there:
-        return _demo()
-    if not there:
+        return _inspect(what, Path(what))
+    except OSError as error:
+        fault = plain(error.strerror or str(error))
+        raise InputNotFoundError(f"'{plain(what)}' cannot be read ({fault})", expected=_EXPECTED) from error
+
+
+def _inspect(what: str, path: Path) -> Findings:
+    if not (path.exists() or path.is_symlink()):
+        if what == "demo":
+            return _demo()
         raise InputNotFoundError(f"there is nothing at '{plain(what)}'", expected=_EXPECTED)
-    if folder:
+    if path.is_dir():
         return _folder(path)
-    if file:
+    if path.is_file():
         return _file(path)
     raise FileFormatError(f"'{plain(what)}' is neither a file nor a folder", expected=_EXPECTED)
 

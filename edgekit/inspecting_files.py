@@ -100,7 +100,8 @@ def _check_tensor(path: Path, name: str, tensor: TensorHeader, room: int) -> Non
     bits = _DTYPE_BITS.get(tensor.dtype)
     if not 0 <= begin <= end <= room or min(tensor.shape, default=0) < 0:
         raise _corrupt(path, f"tensor '{plain(name)}' lies outside the file")
-    if bits is not None and bits * tensor.parameters != 8 * (end - begin):
+    wrong = tensor.parameters > 8 * room if bits is None else bits * tensor.parameters != 8 * (end - begin)
+    if wrong:
         raise _corrupt(path, f"tensor '{plain(name)}' has {end - begin} bytes, not those of its shape")
 
 
@@ -147,13 +148,14 @@ _STRING, _ARRAY, _MAX_NESTING, _MAX_DIMS, _MAX_SHOWN = 8, 9, 4, 8, 8
 
 class _Walk:
     """Steps over a GGUF header (ggml docs/gguf.md) and builds nothing, so that every count is bounded by the file's
-    size before the official reader, which trusts them, is let at it. Raises ValueError or struct.error.
+    size before the official reader, which trusts them, is let at it. Raises ValueError.
     """
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at, self._items = data, 4, 0
-        swapped = struct.unpack_from("<I", data, 4)[0] & 0xFFFF == 0
-        self._order = ">" if swapped else "<"
+        self._data, self._at, self._items, self._order = data, 4, 0, "<"
+        if self._number("I") & 0xFFFF == 0:  # a version is small: its bytes are swapped
+            self._order = ">"
+        self._at = 4
         version = self._number("I")
         if version not in (2, 3):
             raise ValueError(f"its version is {version}, not 2 or 3")
@@ -168,8 +170,9 @@ class _Walk:
             self._tensor()
 
     def _number(self, form: str) -> int:
-        value: int = struct.unpack_from(self._order + form, self._data, self._at)[0]
-        self._at += struct.calcsize(form)
+        begin = self._at
+        self._skip(struct.calcsize(form))
+        value: int = struct.unpack_from(self._order + form, self._data, begin)[0]
         return value
 
     def _count(self, what: str) -> int:
@@ -289,7 +292,7 @@ def gguf_file(path: Path) -> Findings:
     Raises:
         FileFormatError: not a GGUF file, cut short, or with counts that the file cannot hold.
     """
-    wrong = (ValueError, IndexError, OverflowError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
+    wrong = (ValueError, IndexError, OverflowError, KeyError, TypeError, AttributeError)
     try:
         return _gguf_findings(path, _gguf_reader(path))
     except (*wrong, OSError, MemoryError) as error:

@@ -15,6 +15,7 @@ from edgekit.inspecting_files import Findings, Row, Value, shares
 
 _MAX_BYTES = 2 << 30
 """protobuf's own limit; weights of larger models are external."""
+_MAX_PLACE = 1 << 50
 _EXTERNAL = 1
 """TensorProto.EXTERNAL."""
 _INPUTS = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}
@@ -85,6 +86,8 @@ def _stored(path: Path, tensor: Any) -> _Stored:
         ) from error
     if nbytes < 0:
         nbytes = max(0, (_size(path, location) or 0) - offset)
+    if not 0 <= offset <= _MAX_PLACE or nbytes > _MAX_PLACE:
+        raise _bad(path, f"keeps '{plain(tensor.name)}' beyond the end of any file")
     return _Stored(location, offset, nbytes, tensor.name)
 
 
@@ -134,7 +137,8 @@ def _matrices(nodes: Sequence[Any], tensors: Mapping[str, Any], places: Mapping[
             row = groups[node.op_type, settings["bits"], settings["block_size"]]
             row[:] = row[0] + 1, row[1] + _weights(node, tensors), row[2] + sum(places[name].nbytes for name in used)
     return [
-        {"operator": op, "bits": bits, "block": block, "nodes": count, "parameters": weights or None, "bytes": nbytes,
+        {"operator": op, "bits": bits, "block": block, "nodes": count,
+         "parameters": weights if weights > 0 else None, "bytes": nbytes,
          "bits_per_weight": 8 * nbytes / weights if weights > 0 else None}
         for (op, bits, block), (count, weights, nbytes) in sorted(groups.items())
     ]  # fmt: skip

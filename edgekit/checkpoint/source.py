@@ -12,7 +12,8 @@ def resolve(model: str | None) -> Checkpoint:
     """The checkpoint that MODEL names; without one, or for "demo", the embedded default.
 
     Raises:
-        InputNotFoundError, UnsafeCheckpointError, CorruptCheckpointError, UnknownArchitectureError: see open_checkpoint.
+        InputNotFoundError, UnsafeCheckpointError, CorruptCheckpointError, UnknownArchitectureError: as
+            open_checkpoint.
         MissingDependencyError: the demo is asked for but not installed.
     """
     if model in (None, "demo"):

@@ -21,7 +21,7 @@ class RopeScaling:
     original_context: int
 
     def frequency_factors(self, head_dim: int, theta: float) -> list[float]:
-        """Divisor of each rotary frequency, head_dim / 2 values; 1 keeps the frequency (llama.cpp `rope_freqs.weight`)."""
+        """Divisor of each of the head_dim / 2 rotary frequencies; 1 keeps it (llama.cpp `rope_freqs.weight`)."""
         low_wavelength = self.original_context / self.low_freq_factor
         high_wavelength = self.original_context / self.high_freq_factor
         factors = []
@@ -110,8 +110,15 @@ def _shape(rule: TensorRule, sizes: Mapping[str, int]) -> tuple[int, ...]:
     d, heads = sizes["hidden_size"], sizes["heads"] * sizes["head_dim"]
     kv, ffn, vocab = sizes["kv_heads"] * sizes["head_dim"], sizes["ffn_size"], sizes["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {
-        "embedding": (vocab, d), "head": (vocab, d), "attn_q": (heads, d), "attn_k": (kv, d), "attn_v": (kv, d),
-        "attn_output": (d, heads), "ffn_gate": (ffn, d), "ffn_up": (ffn, d), "ffn_down": (d, ffn),
+        "embedding": (vocab, d),
+        "head": (vocab, d),
+        "attn_q": (heads, d),
+        "attn_k": (kv, d),
+        "attn_v": (kv, d),
+        "attn_output": (d, heads),
+        "ffn_gate": (ffn, d),
+        "ffn_up": (ffn, d),
+        "ffn_down": (d, ffn),
     }
     return shapes.get(rule.role, (d,))
 
@@ -125,11 +132,14 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         return theta, None
     if kind != "llama3":
         raise UnknownArchitectureError(
-            f"config.json asks for rotary scaling {kind!r}", expected="'default' or 'llama3'",
+            f"config.json asks for rotary scaling {kind!r}",
+            expected="'default' or 'llama3'",
             remedy="use a checkpoint without it; other kinds are not supported yet",
         )
     return theta, RopeScaling(
-        float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"]),
+        float(scaling["factor"]),
+        float(scaling["low_freq_factor"]),
+        float(scaling["high_freq_factor"]),
         int(scaling["original_max_position_embeddings"]),
     )
 
@@ -163,7 +173,8 @@ def _refuse_biases(config: Mapping[str, Any]) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise UnknownArchitectureError(
-                f"config.json sets {key}", expected="a model without biases in its linear layers",
+                f"config.json sets {key}",
+                expected="a model without biases in its linear layers",
                 remedy="biased variants of this family are not supported yet",
             )
 
@@ -180,7 +191,8 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     family = family_of(architecture)
     if family is None:
         raise UnknownArchitectureError(
-            f"config.json names the architecture {architecture!r}", expected="one of " + ", ".join(supported()),
+            f"config.json names the architecture {architecture!r}",
+            expected="one of " + ", ".join(supported()),
             remedy="other families are not supported yet",
         )
     _refuse_biases(config)
@@ -191,7 +203,8 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCheckpointError(
             f"config.json lacks or garbles a field ({type(error).__name__}: {error})",
-            expected="the fields of a Hugging Face config", remedy="download the checkpoint again",
+            expected="the fields of a Hugging Face config",
+            remedy="download the checkpoint again",
         ) from error
     tied = bool(config.get("tie_word_embeddings", False))
     tensors = []
@@ -202,8 +215,14 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
         tensors += [TensorSpec(rule, layer, _shape(rule, sizes)) for layer in layers]
     ordered = sorted(tensors, key=lambda t: (_place(t), t.layer if t.layer is not None else 0))
     return Spec(
-        family=family, architecture=architecture, norm_epsilon=epsilon, rope_theta=theta, rope_scaling=scaling,
-        tied=tied, tensors=tuple(ordered), **sizes,
+        family=family,
+        architecture=architecture,
+        norm_epsilon=epsilon,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied=tied,
+        tensors=tuple(ordered),
+        **sizes,
     )
 
 

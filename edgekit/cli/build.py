@@ -11,17 +11,25 @@ from edgekit.errors import GateError
 
 @click.command("build")
 @click.argument("model", required=False)
-@click.option("--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file.")
+@click.option(
+    "--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file."
+)
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a weight: 3, 4 or 8.")
 @click.option(
     "--format", "formats", type=click.Choice(["gguf", "onnx"]), multiple=True, default=("gguf", "onnx"),
     show_default=True, help="Repeat for several.",
 )  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Parent folder.")
-@click.option("--text", type=click.Path(path_type=Path), help="Evaluation text (UTF-8); default: the model writes its own.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Parent folder."
+)
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="Evaluation text (UTF-8); default: the model writes its own."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evaluation text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
-@click.option("--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept).")
+@click.option(
+    "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def command(
     model: str | None, target: str, bits: int, formats: tuple[str, ...], output: Path, text: Path | None, seed: int,

@@ -26,9 +26,10 @@ def command(what: str, as_json: bool) -> None:
 
     findings = inspect(what)
     if as_json:
-        import msgspec
+        import json
+        from dataclasses import asdict
 
-        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        click.echo(json.dumps(asdict(findings), indent=2))
     else:
         _show(findings)
 
@@ -38,8 +39,10 @@ def _show(findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from edgekit.bundle.paths import plain
+
     console = Console(highlight=False)
-    console.print(Text(f"{findings.path}: {findings.kind}"))
+    console.print(Text(f"{plain(findings.path, 1000)}: {findings.kind}"))
     facts = Table(box=None, show_header=False, pad_edge=False)
     for key, value in findings.facts.items():
         if value is not None:

@@ -10,9 +10,18 @@ import click
 
 @click.command("plan")
 @click.argument("model", required=False)
-@click.option("--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file.")
+@click.option(
+    "--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file."
+)
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a weight: 3, 4 or 8.")
-@click.option("--format", "formats", type=click.Choice(["gguf", "onnx"]), multiple=True, default=("gguf", "onnx"), show_default=True)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["gguf", "onnx"]),
+    multiple=True,
+    default=("gguf", "onnx"),
+    show_default=True,
+)
 @click.option("--all", "every", is_flag=True, help="One line for each tensor instead of each role.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -43,7 +52,8 @@ def command(
 
 def _json(plan: Any, figure: Any) -> dict[str, Any]:
     return {
-        "format": plan.container, "requested_bits": plan.bits, "effective_bits": plan.effective_bits, "bytes": plan.nbytes,
+        "format": plan.container, "requested_bits": plan.bits, "effective_bits": plan.effective_bits,
+        "bytes": plan.nbytes,
         "predicted": {
             "ram_mib": figure.ram_mib, "usable_mib": figure.usable_mib, "bytes_per_token": figure.bytes_per_token,
             "tokens_per_second": figure.tokens_per_second, "basis": figure.basis, "fits": figure.fits,

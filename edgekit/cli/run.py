@@ -17,7 +17,9 @@ import click
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus to draw from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0 leaves it to the engine.")
-@click.option("--context", type=click.IntRange(16), default=2048, show_default=True, help="Longest prompt and answer, in tokens.")
+@click.option(
+    "--context", type=click.IntRange(16), default=2048, show_default=True, help="Longest prompt and answer, in tokens."
+)
 @click.option("--no-check", is_flag=True, help="Skip the checksums (a second or two for a large bundle).")
 def command(
     bundle: Path, prompt: str, engine: str | None, system: str | None, max_tokens: int, temperature: float,
@@ -35,7 +37,14 @@ def command(
     model = open_engine(artefact.format, opened.root / artefact.path, threads=threads, context=context)
     try:
         pieces = generate_text(
-            model, tokenizer, prompt, system=system, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+            model,
+            tokenizer,
+            prompt,
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
         for piece in pieces:
             click.echo(piece, nl=False)

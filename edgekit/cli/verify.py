@@ -78,7 +78,7 @@ def command(bundle: Path, engines: tuple[str, ...], checksums_only: bool, as_jso
 def _write_json(bundle: Path, done: Sequence[Check], failure: str | None) -> None:
     complete = failure is None and all(check.status == "ok" for check in done) and _run(done)
     found = {"bundle": str(bundle), "passed": failure is None, "complete": complete, "failure": failure}
-    click.echo(json.dumps({**found, "checks": [asdict(check) for check in done]}, indent=2, ensure_ascii=False))
+    click.echo(json.dumps({**found, "checks": [asdict(check) for check in done]}, indent=2))
 
 
 def _run(done: Sequence[Check]) -> bool:

@@ -115,6 +115,7 @@ def seal(
     k: int = DEFAULT_K,
     continuation_tokens: int = DEFAULT_CONTINUATION_TOKENS,
     stop: frozenset[int] = frozenset(),
+    continuations: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Reference:
     """Record what `engine`, the full-precision model, says. Holds one sequence's logits at a time.
@@ -127,6 +128,8 @@ def seal(
         k: tokens kept per position; the vocabulary's size when that is smaller.
         continuation_tokens: longest greedy continuation.
         stop: end-of-text token ids.
+        continuations: the engine's greedy continuation of each prompt where it was made elsewhere (many at once);
+            None: made here, one prompt after the other.
         progress: called after every sequence and prompt.
 
     Raises:
@@ -134,15 +137,18 @@ def seal(
         ParityError: the engine returns NaN, infinity or a wrong shape.
     """
     _refuse_options(engine, sequences, prompts, k, continuation_tokens, stop)
-    total, k = len(sequences) + len(prompts), min(k, engine.vocab_size)
-    rows, continuations = [], []
+    if continuations is not None and len(continuations) != len(prompts):
+        raise OptionError(f"{len(continuations)} continuations for {len(prompts)} prompts", expected="one for each")
+    own = prompts if continuations is None else ()
+    total, k = len(sequences) + len(own), min(k, engine.vocab_size)
+    rows, made = [], list(continuations or ())
     for index, ids in enumerate(sequences):
         rows.append(_seal_sequence(engine, np.asarray(ids, np.int64), k, index))
         _tell(progress, index + 1, total)
-    for index, prompt in enumerate(prompts):
-        continuations.append(checked_greedy(engine, np.asarray(prompt, np.int64), continuation_tokens, stop, index))
+    for index, prompt in enumerate(own):
+        made.append(checked_greedy(engine, np.asarray(prompt, np.int64), continuation_tokens, stop, index))
         _tell(progress, len(sequences) + index + 1, total)
-    lists = ragged(sequences), ragged(prompts), ragged(continuations)
+    lists = ragged(sequences), ragged(prompts), ragged(made)
     counts = _counts(*lists) | {"k": k, "token_limit": continuation_tokens, "vocab_size": engine.vocab_size}
     meta = Meta(origin=origin, eot_ids=tuple(sorted(map(int, stop))), **counts)
     return Reference(meta, lists[0], _join(rows), *lists[1:])

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 
 def greedy(engine: Engine, prompt: Ids, limit: int, stop: frozenset[int]) -> Iterator[int]:
-    """Tokens of the greedy continuation of `prompt` ids (T,), at most `limit`; a token of `stop` is yielded and ends it."""
+    """Greedy continuation of `prompt` ids (T,), at most `limit` tokens; a token of `stop` is yielded and ends it."""
     yield from sample(engine, prompt, limit, stop, lambda row: int(row.argmax()))
 
 
@@ -48,5 +48,3 @@ def sample(engine: Engine, prompt: Ids, limit: int, stop: frozenset[int], pick: 
             return
         if index + 1 < limit:
             row = engine.step(token)
-
-

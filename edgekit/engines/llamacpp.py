@@ -15,9 +15,9 @@ from edgekit.errors import FileFormatError, MissingDependencyError, OptionError,
 def _library() -> Any:
     try:
         import llama_cpp
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
-            "the package llama-cpp-python is not installed", remedy="pip install 'edgekit[gguf]'"
+            f"llama-cpp-python cannot be loaded ({error})", remedy="pip install 'edgekit[gguf]', or see edgekit doctor"
         ) from error
     return llama_cpp
 
@@ -71,7 +71,9 @@ class LlamaCppEngine:
             parameters.n_threads = parameters.n_threads_batch = threads
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
-            raise FileFormatError(f"llama.cpp cannot start a context ({self._log.complaint()})", remedy="lower the context")
+            raise FileFormatError(
+                f"llama.cpp cannot start a context ({self._log.complaint()})", remedy="lower the context"
+            )
         return context
 
     def tokenize(self, text: str) -> list[int]:
@@ -99,12 +101,16 @@ class LlamaCppEngine:
         self._clear()
         for begin in range(0, len(ids), self._chunk):
             self._decode(ids[begin : begin + self._chunk], every=False)
-        return self._rows(1)[0].copy()
+        return self._last()
 
     def step(self, token: int) -> F32:
         """See Engine.step."""
         self._decode(np.array([token], dtype=np.int64), every=False)
-        return self._rows(1)[0].copy()
+        return self._last()
+
+    def _last(self) -> F32:
+        row: F32 = self._rows(1)[0].copy()
+        return row
 
     def _clear(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
@@ -117,7 +123,8 @@ class LlamaCppEngine:
     def _decode(self, ids: Ids, *, every: bool) -> None:
         if self._length + len(ids) > self.max_context:
             raise OptionError(
-                f"the sequence has {self._length + len(ids)} tokens", expected=f"at most {self.max_context} (the engine's context)"
+                f"the sequence has {self._length + len(ids)} tokens",
+                expected=f"at most {self.max_context} (the engine's context)",
             )
         batch = self._batch
         batch.n_tokens = len(ids)

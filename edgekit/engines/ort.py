@@ -15,9 +15,9 @@ from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
 def _runtime() -> Any:
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
-            "the package onnxruntime is not installed", remedy="pip install 'edgekit[onnx]'"
+            f"onnxruntime cannot be loaded ({error})", remedy="pip install 'edgekit[onnx]', or see edgekit doctor"
         ) from error
     return onnxruntime
 
@@ -61,7 +61,8 @@ class OrtEngine:
             sizes = tuple(int(decoder[key]) for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(
-                f"{path} does not describe a decoder ({type(error).__name__}: {error})", expected="onnxruntime-genai's format"
+                f"{path} does not describe a decoder ({type(error).__name__}: {error})",
+                expected="onnxruntime-genai's format",
             ) from error
         return sizes[0], sizes[1], sizes[2]
 
@@ -90,7 +91,9 @@ class OrtEngine:
 
     def _check_room(self, length: int) -> None:
         if length > self.max_context:
-            raise OptionError(f"the sequence has {length} tokens", expected=f"at most {self.max_context} (the engine's context)")
+            raise OptionError(
+                f"the sequence has {length} tokens", expected=f"at most {self.max_context} (the engine's context)"
+            )
 
     def _bind_cache(self) -> None:
         shape = (1, self._kv_heads, self.max_context, self._head_size)

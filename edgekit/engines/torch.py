@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.engines.base import F32, Ids
+from edgekit.progress import Advance
 
 
 class TorchEngine:
@@ -47,12 +48,14 @@ class TorchEngine:
     def start(self, ids: Ids) -> F32:
         """See Engine.start."""
         self._cache = None
-        return self._forward(torch.as_tensor(ids)[None])[0]
+        row: F32 = self._forward(torch.as_tensor(ids)[None])[0]
+        return row
 
     @torch.inference_mode()
     def step(self, token: int) -> F32:
         """See Engine.step."""
-        return self._forward(torch.tensor([[token]]))[0]
+        row: F32 = self._forward(torch.tensor([[token]]))[0]
+        return row
 
     def _forward(self, ids: torch.Tensor) -> F32:
         out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -61,16 +64,14 @@ class TorchEngine:
         return last
 
     @torch.inference_mode()
-    def sample_batch(
-        self, first: list[int], length: int, seed: int, tick: Callable[[], None] = lambda: None
-    ) -> NDArray[np.int64]:
+    def sample_batch(self, first: Sequence[int], length: int, seed: int, progress: Advance) -> NDArray[np.int64]:
         """Sample one sequence per first token from the model itself (temperature 1, whole vocabulary).
 
         Args:
             first: the first token of each sequence.
             length: tokens of each sequence, the first included.
             seed: of the generator; the same seed, machine and thread count give the same text.
-            tick: called after every step.
+            progress: called after every step.
 
         Returns:
             Token ids (len(first), length).
@@ -78,12 +79,41 @@ class TorchEngine:
         generator = torch.Generator().manual_seed(seed)
         tokens = [torch.tensor(first)]
         self._cache = None
-        for _ in range(length - 1):
+        for done in range(1, length):
             row = torch.from_numpy(self._forward(tokens[-1][:, None]))
             tokens.append(torch.multinomial(torch.softmax(row.double(), dim=-1), 1, generator=generator)[:, 0])
-            tick()
+            progress(done, length - 1)
         self._cache = None
         return torch.stack(tokens, dim=1).numpy()
+
+    @torch.inference_mode()
+    def greedy_batch(
+        self, prompts: Sequence[Sequence[int]], limit: int, stop: frozenset[int], progress: Advance
+    ) -> list[list[int]]:
+        """Greedy continuations of all prompts at once (padded on the left), each at most `limit` tokens.
+
+        A token of `stop` is kept as the continuation's last one, as in :func:`edgekit.engines.base.greedy`.
+        """
+        width = max(map(len, prompts))
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        made: list[list[int]] = [[] for _ in prompts]
+        running, cache = set(range(len(prompts))), None
+        for done in range(1, limit + 1):
+            places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            out = self._model(
+                ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache, ids = out.past_key_values, out.logits[:, -1].argmax(dim=-1)[:, None]
+            for index in list(running):
+                made[index].append(int(ids[index, 0]))
+                if made[index][-1] in stop:
+                    running.discard(index)
+            progress(done, limit)
+            if not running:
+                break
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        return made
 
     def close(self) -> None:
         """See Engine.close."""

@@ -85,9 +85,8 @@ def tokenizer_sides(built: Sequence[Built]) -> dict[str, Callable[[str], list[in
     """Engines that bring a tokenizer of their own."""
     from edgekit.engines.llamacpp import LlamaCppEngine
 
-    return {
-        "llama.cpp": LlamaCppEngine(item.path, context=64).tokenize for item in built if item.plan.container == "gguf"
-    }
+    files = [item.path for item in built if item.plan.container == "gguf"]
+    return {"llama.cpp": LlamaCppEngine(files[0], context=64).tokenize} if files else {}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,12 @@ class LogitParity:
 
 
 def check_logits(
-    checkpoint: Checkpoint, built: Built, torch_engine: TorchEngine, sequences: Sequence[Ids], k: int, progress: Progress
+    checkpoint: Checkpoint,
+    built: Built,
+    torch_engine: TorchEngine,
+    sequences: Sequence[Ids],
+    k: int,
+    progress: Progress,
 ) -> LogitParity:
     """Compare the unquantized export with the original, and the artefact with torch running its weights.
 
@@ -110,18 +114,28 @@ def check_logits(
     kind = built.plan.container.upper()
     with progress.step(f"{kind}: compare logits with the original"):
         if not built.full_precision.exists():
-            gguf.write_gguf(checkpoint, full_precision_plan(checkpoint.spec, built.plan.container), built.full_precision)
+            gguf.write_gguf(
+                checkpoint, full_precision_plan(checkpoint.spec, built.plan.container), built.full_precision
+            )
         original = parity.all_logits(torch_engine, sequences)
         exported = _engine_logits(built.plan.container, built.full_precision, sequences)
         full = parity.mean_kl(
-            original, exported, sequences, parity.FULL_PRECISION_LIMIT, f"the unquantized {kind} export differs from the original"
+            original,
+            exported,
+            sequences,
+            parity.FULL_PRECISION_LIMIT,
+            f"the unquantized {kind} export differs from the original",
         )
         del exported
     with progress.step(f"{kind}: activation cost"):
         shipped = _engine_logits(built.plan.container, built.path, sequences)
         planned = parity.dequantized_logits(torch_engine, checkpoint, built.weights(checkpoint), sequences)
         cost = parity.mean_kl(
-            planned, shipped, sequences, parity.ACTIVATION_LIMIT, f"the {kind} artefact differs from its own weights in torch"
+            planned,
+            shipped,
+            sequences,
+            parity.ACTIVATION_LIMIT,
+            f"the {kind} artefact differs from its own weights in torch",
         )
         hidden = [truncation_error(p, q, k) for p, q in zip(original, shipped, strict=True)]
     return LogitParity(full, cost, float(np.concatenate(hidden).mean()))

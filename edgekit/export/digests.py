@@ -14,4 +14,4 @@ Digests = dict[str, str]
 def digest(weights: NDArray[np.float32]) -> str:
     """BLAKE2b of float32 weights of any shape, row-major; equal exactly when all values are (0 and -0 are equal)."""
     values = np.ascontiguousarray(weights, dtype=np.float32) + np.float32(0)
-    return hashlib.blake2b(memoryview(values).cast("B"), digest_size=16).hexdigest()
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()

@@ -70,8 +70,10 @@ def _add_vocab(writer: GGUFWriter, vocab: GgufVocab) -> None:
     if vocab.scores:
         writer.add_token_scores(list(vocab.scores))
     adders = {
-        "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id,
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
     }
     for name, index in vocab.special.items():
         adders[name](index)

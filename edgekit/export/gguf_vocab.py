@@ -13,7 +13,10 @@ from gguf import TokenType
 
 from edgekit.errors import TokenizerError
 
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _SHAPES: Mapping[tuple[str, ...], str] = {
@@ -80,7 +83,8 @@ def _pre_tokenizer(data: Mapping[str, Any]) -> str:
     shown = " → ".join(step[:40] for step in steps) or "none"
     raise TokenizerError(
         f"tokenizer.json splits text in a way llama.cpp has no name for here ({shown})",
-        expected="one of " + ", ".join(sorted(_SHAPES.values())), remedy="build with --format onnx only",
+        expected="one of " + ", ".join(sorted(_SHAPES.values())),
+        remedy="build with --format onnx only",
     )
 
 
@@ -88,12 +92,15 @@ def _token_table(data: Mapping[str, Any], rows: int) -> tuple[list[str], list[in
     """Tokens by id and their types; ids up to the embedding's `rows` that no token has become unused placeholders."""
     vocab: dict[str, int] = data["model"]["vocab"]
     added = {int(token["id"]): token for token in data.get("added_tokens", [])}
-    ids = {int(index): token for token, index in vocab.items()} | {i: str(token["content"]) for i, token in added.items()}
+    ids = {int(index): token for token, index in vocab.items()} | {
+        i: str(token["content"]) for i, token in added.items()
+    }
     highest = max(ids, default=-1)
     if highest >= rows:
         raise TokenizerError(
             f"the tokenizer has token ids up to {highest} but the embedding has {rows} rows",
-            expected="no id beyond the embedding", remedy="use the tokenizer that belongs to this checkpoint",
+            expected="no id beyond the embedding",
+            remedy="use the tokenizer that belongs to this checkpoint",
         )
     tokens, types = [], []
     for index in range(rows):
@@ -155,10 +162,14 @@ def read_vocab(root: Path, rows: int) -> GgufVocab:
     """
     data = _load(root / "tokenizer.json")
     if not data:
-        raise TokenizerError(f"{root} has no tokenizer.json", remedy="save the tokenizer in its fast form with transformers")
+        raise TokenizerError(
+            f"{root} has no tokenizer.json", remedy="save the tokenizer in its fast form with transformers"
+        )
     kind = (data.get("model") or {}).get("type")
     if kind not in ("BPE", None) or "vocab" not in (data.get("model") or {}):
-        raise TokenizerError(f"tokenizer.json holds a {kind} model", expected="BPE", remedy="build with --format onnx only")
+        raise TokenizerError(
+            f"tokenizer.json holds a {kind} model", expected="BPE", remedy="build with --format onnx only"
+        )
     config, generation = _load(root / "tokenizer_config.json"), _load(root / "generation_config.json")
     sentencepiece = bool(data["model"].get("byte_fallback"))
     tokens, types = _token_table(data, rows)
@@ -181,4 +192,6 @@ def read_vocab(root: Path, rows: int) -> GgufVocab:
 
 def _prefixes_space(data: Mapping[str, Any]) -> bool:
     normalizer = json.dumps(data.get("normalizer") or {}) + json.dumps(data.get("pre_tokenizer") or {})
-    return "Prepend" in normalizer or '"prepend_scheme": "first"' in normalizer or '"add_prefix_space": true' in normalizer
+    return (
+        "Prepend" in normalizer or '"prepend_scheme": "first"' in normalizer or '"add_prefix_space": true' in normalizer
+    )

@@ -47,7 +47,7 @@ class _DataFile:
     def append(self, array: NDArray[Any]) -> _Stored:
         self._stream.write(b"\0" * (-self._stream.tell() % _ALIGN))
         offset = self._stream.tell()
-        self._stream.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        self._stream.write(np.ascontiguousarray(array).tobytes())
         return _Stored(offset, array.nbytes, array.dtype.name, array.shape)
 
 
@@ -96,7 +96,9 @@ class _Writer:
         del graph.initializer[:]
         graph.initializer.extend(self._new)
         if self._by_node:
-            raise ParityError(f"the ONNX graph has no node {sorted(self._by_node)[0]}", remedy="use the tested onnxruntime-genai")
+            raise ParityError(
+                f"the ONNX graph has no node {sorted(self._by_node)[0]}", remedy="use the tested onnxruntime-genai"
+            )
         return self.model
 
     def _moved(self, tensor: TensorProto) -> TensorProto:
@@ -192,7 +194,9 @@ def _entries_by_node(spec: Spec, plan: Plan) -> dict[str, list[Entry]]:
     return found
 
 
-def write_onnx(checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *, tick: Tick = lambda _: None) -> Digests:
+def write_onnx(
+    checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *, tick: Tick = lambda _: None
+) -> Digests:
     """Write `folder` from the builder's full-precision `source` folder, one matrix in memory at a time.
 
     Args:
@@ -234,7 +238,9 @@ def _check_structure(model: onnx.ModelProto, folder: Path) -> None:
         path.write_bytes(copy.SerializeToString())
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise ParityError(f"onnx.checker refuses the model ({str(error).splitlines()[0]})", remedy="report this") from error
+        raise ParityError(
+            f"onnx.checker refuses the model ({str(error).splitlines()[0]})", remedy="report this"
+        ) from error
     finally:
         path.unlink(missing_ok=True)
 
@@ -268,7 +274,7 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
 
 
 def _decode(matrix: _Matrix, columns: int) -> F32:
-    """(rows, columns) weights by the operator's documented formula, independent of the grids: (code − zero) · scale."""
+    """(rows, columns) weights by the operator's documented formula, independent of the grids: (code - zero) * scale."""
     rows = matrix.arrays["B"].shape[0]
     raw = matrix.arrays["B"].reshape(rows, -1)
     codes = _nibbles(raw) if matrix.bits == 4 else raw
@@ -278,7 +284,8 @@ def _decode(matrix: _Matrix, columns: int) -> F32:
         points = matrix.arrays["zero_points"].reshape(rows, -1)
         points = _nibbles(points) if matrix.bits == 4 else points
         zero = np.repeat(points, matrix.block, axis=1)[:, :columns]
-    return (codes[:, :columns].astype(np.float32) - zero.astype(np.float32)) * scales
+    weights: F32 = (codes[:, :columns].astype(np.float32) - zero.astype(np.float32)) * scales
+    return weights
 
 
 def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -25,7 +25,12 @@ def build_full_precision(checkpoint_root: Path, folder: Path) -> None:
             sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint_root), "-o", str(folder),
             "-p", "fp32", "-e", "cpu", "-c", cache, "--extra_options", "hf_remote=false",
         ]  # fmt: skip
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PYTHONWARNINGS": "ignore",
+        }
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     if result.returncode == 0 and (folder / "model.onnx").is_file():
         return

@@ -64,7 +64,8 @@ def check_tokenizer(root: Path, shipped: Path, sides: dict[str, Encode]) -> Gold
 
     expected = write_golden(
         shipped, lambda text: list(original.encode(text, add_special_tokens=False)),
-        chat_ids if ours.template is not None else None,
+        # A template that shows the date would give other ids tomorrow.
+        chat_ids if ours.template is not None and "strftime_now" not in ours.template else None,
     )  # fmt: skip
     check_golden(expected, "the shipped tokenizer", ours.encode, ours.chat_ids)
     for name, encode in sides.items():
@@ -83,7 +84,9 @@ def mean_kl(original: Logits, other: Logits, sequences: Sequence[Ids], limit: fl
     Raises:
         ParityError: it is larger or not a number; names the token where the two differ most.
     """
-    divergences = [kl_full(p, q) if p.shape == q.shape else np.array([np.inf]) for p, q in zip(original, other, strict=True)]
+    divergences = [
+        kl_full(p, q) if p.shape == q.shape else np.array([np.inf]) for p, q in zip(original, other, strict=True)
+    ]
     mean = float(np.concatenate(divergences).mean())
     if np.isfinite(mean) and mean <= limit:
         return max(mean, 0.0)
@@ -92,9 +95,10 @@ def mean_kl(original: Logits, other: Logits, sequences: Sequence[Ids], limit: fl
     position = int(np.argmax(divergences[sequence]))
     token = int(sequences[sequence][position])
     raise ParityError(
-        f"{what}: KL divergence {mean:.2g} nats, worst {worst[sequence]:.2g} at sequence {sequence}, position {position} "
-        f"(token {token})",
-        expected=f"at most {limit:g}", remedy="the export is wrong, report this with the model's config.json",
+        f"{what}: KL divergence {mean:.2g} nats, worst {worst[sequence]:.2g} at sequence {sequence}, "
+        f"position {position} (token {token})",
+        expected=f"at most {limit:g}",
+        remedy="the export is wrong, report this with the model's config.json",
     )
 
 

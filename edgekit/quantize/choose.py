@@ -43,7 +43,8 @@ def _gguf(spec: Spec, target: Target, bits: int) -> Plan:
 def _by_bits(table: dict[int, tuple[str, ...]], bits: int, target: str) -> tuple[str, ...]:
     if bits not in table:
         raise OptionError(
-            f"target {target} names no GGUF type for {bits} bits", expected="one of " + ", ".join(map(str, sorted(table))),
+            f"target {target} names no GGUF type for {bits} bits",
+            expected="one of " + ", ".join(map(str, sorted(table))),
             remedy="ask for those bits, or add a line to the target's [runtime.gguf.prefer]",
         )
     return table[bits]

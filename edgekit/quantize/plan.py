@@ -82,7 +82,8 @@ class Plan:
         """One sentence for the head of a report; never calls a model what its bytes are not."""
         text = f"{self.bits} bits requested, {self.effective_bits:.2f} bits per weight in the file"
         if self.honest_share < 1:
-            text += f"; only {self.honest_share:.0%} of the linear weights are in {self.bits}-bit codes: not a {self.bits}-bit model"
+            text += f"; only {self.honest_share:.0%} of the linear weights are in {self.bits}-bit codes: "
+            text += f"not a {self.bits}-bit model"
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
             text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
         return text
@@ -90,7 +91,7 @@ class Plan:
 
 def _first_fitting(candidates: Sequence[str], tensor: TensorSpec, bits: int) -> tuple[str, str]:
     shape = (tensor.shape[0], tensor.shape[1])
-    refusals = []
+    refusals: list[str] = []
     for name in candidates:
         refusal = get(name).refusal(shape)
         if refusal is None:
@@ -113,7 +114,10 @@ def _norm(tensor: TensorSpec) -> Entry:
 
 
 def make_plan(
-    spec: Spec, container: Container, bits: int, candidates: Callable[[TensorSpec], Sequence[str]],
+    spec: Spec,
+    container: Container,
+    bits: int,
+    candidates: Callable[[TensorSpec], Sequence[str]],
     requested: Callable[[TensorSpec], int],
 ) -> Plan:
     """Assign to each matrix the first candidate grid that its shape allows.
@@ -165,7 +169,13 @@ def full_precision_plan(spec: Spec, container: Container) -> Plan:
 
 
 def refuse_fallbacks(plan: Plan) -> None:
-    """--strict: raise StrictError when a linear layer did not get the requested bits (the embedding is the target's policy)."""
+    """--strict: refuse a plan in which a linear layer did not get the requested bits.
+
+    The embedding's bits are the target's policy, not a fallback.
+
+    Raises:
+        StrictError: names the first layer, why, and what it would become.
+    """
     linear = [entry for entry in plan.entries if entry.tensor.rule.kind == "linear"]
     fallen = [entry for entry in linear if entry.reason]
     if fallen:
@@ -179,6 +189,8 @@ def refuse_fallbacks(plan: Plan) -> None:
     stored = [e for e in linear if get(e.grid).stored_bits > get(e.grid).nominal_bits]
     if stored:
         raise StrictError(
-            f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has no 3-bit kernel",
-            expected=f"{plan.bits} bits in the file", remedy="drop --strict, or ask for 4 bits",
+            f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has no "
+            f"{plan.bits}-bit kernel",
+            expected=f"{plan.bits} bits in the file",
+            remedy="drop --strict, or ask for 4 bits",
         )

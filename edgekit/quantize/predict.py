@@ -37,10 +37,10 @@ class Prediction:
 def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -> Prediction:
     """Memory and decode speed of `plan` on `target`.
 
-    Memory is weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of `context` tokens
-    (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is the target's
-    streaming bandwidth divided by the bytes of weights one token reads, times the format's efficiency there: decoding on
-    a CPU is bound by memory (Arm learning path "LLM decode roofline", R² 0.9996 on a Raspberry Pi 5).
+    Memory is weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of `context`
+    tokens (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is the
+    target's streaming bandwidth divided by the bytes of weights one token reads, times the format's efficiency there:
+    decoding on a CPU is bound by memory (Arm learning path "LLM decode roofline", R² 0.9996 on a Raspberry Pi 5).
     """
     runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
     cache = spec.kv_bytes_per_token(2 if plan.container == "gguf" else 4) * min(context, spec.context_length)
@@ -66,8 +66,8 @@ def refuse_too_big(spec: Spec, plan: Plan, target: Target) -> Prediction:
     over = figures.ram_mib - figures.usable_mib
     share = max(0.0, 1 - over / max(figures.file_mib * _multiplier(plan, target), 1e-9))
     raise DoesNotFitError(
-        f"the {plan.container} model needs about {figures.ram_mib:,.0f} MiB on {target.name}, {over:,.0f} MiB more than the "
-        f"{figures.usable_mib:,} MiB usable of {figures.board_mib:,} MiB (predicted)",
+        f"the {plan.container} model needs about {figures.ram_mib:,.0f} MiB on {target.name}, {over:,.0f} MiB more "
+        f"than the {figures.usable_mib:,} MiB usable of {figures.board_mib:,} MiB (predicted)",
         expected=f"at most about {spec.parameters * share / 1e6:,.0f} million parameters at these bits",
         remedy="ask for fewer bits, another format, a smaller model or a bigger board",
     )

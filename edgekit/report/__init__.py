@@ -1,0 +1,1 @@
+"""What a build measured, for people (HTML, terminal) and machines (JSON)."""

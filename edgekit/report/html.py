@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from edgekit.report import plots, rows, words
 from edgekit.report.model import Report, Sample
@@ -21,24 +20,21 @@ SAMPLE_LIMIT = 3000
 
 def render(report: Report) -> str:
     """The page as HTML 5 text; equal reports give equal pages."""
-    return (
-        _environment()
-        .get_template("template.html.j2")
-        .render(
-            report=report,
-            outcome=rows.outcome(report),
-            gates=_gates(report),
-            samples=[_sample(sample) for sample in report.samples],
-            files=rows.FILES,
-            coherence=rows.COHERENCE,
-            parity=rows.PARITY,
-            predicted=rows.PREDICTED,
-            divergence=plots.divergence(report),
-            shares=plots.shares(report),
-            perplexities=plots.perplexities(report),
-            same_top=plots.same_top(report),
-            times=plots.times(report),
-        )
+    template = _environment().get_template("template.html.j2")
+    return template.render(
+        report=report,
+        outcome=rows.outcome(report),
+        gates=_gates(report),
+        samples=[_sample(sample) for sample in report.samples],
+        files=rows.FILES,
+        coherence=rows.COHERENCE,
+        parity=rows.PARITY,
+        predicted=rows.PREDICTED,
+        divergence=plots.divergence(report),
+        shares=plots.shares(report),
+        perplexities=plots.perplexities(report),
+        same_top=plots.same_top(report),
+        times=plots.times(report),
     )
 
 
@@ -61,7 +57,7 @@ def _source(name: str) -> str:
 
 def _finalize(value: object) -> object:
     """The last gate before the page, for every expression of the templates: no string gets past it uncleaned."""
-    return words.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return words.clean(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 @dataclass(frozen=True)

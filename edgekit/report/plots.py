@@ -39,22 +39,26 @@ class LogAxis:
 
     def at(self, value: float | None) -> float | None:
         """Place in percent; values off the axis sit at its end, None for no number."""
-        if value is None or math.isnan(value):
-            return None
-        power = -math.inf if value <= 0 else math.log10(value)
-        share = (min(max(power, self.low), self.high) - self.low) / (self.high - self.low)
-        return round(_LEFT + share * (_RIGHT - _LEFT), 2)
+        return None if value is None or math.isnan(value) else self._place(_power(value))
 
     def below(self, value: float | None) -> bool:
         """Whether a value lies left of the axis, as 0 always does."""
-        return value is not None and not value >= 10.0**self.low
+        return value is not None and _power(value) < self.low
 
     @property
     def ticks(self) -> list[Tick]:
         """One a decade, fewer when there are many."""
         step = -(-(self.high - self.low) // _LABELS_MAX)
-        powers = range(self.high, self.low - 1, -step)
-        return [Tick(self.at(10.0**power) or 0.0, _decade(power)) for power in reversed(powers)]
+        return [Tick(self._place(power), _decade(power)) for power in range(self.low, self.high + 1, step)]
+
+    def _place(self, power: float) -> float:
+        share = (min(max(power, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(_LEFT + share * (_RIGHT - _LEFT), 2)
+
+
+def _power(value: float) -> float:
+    """log10, minus infinity for 0 and less."""
+    return -math.inf if value <= 0 else math.log10(value)
 
 
 def _decade(power: int) -> str:

@@ -259,7 +259,7 @@ PREDICTED = (
     Row(
         "Decode speed",
         "tokens/s",
-        "Memory bandwidth / bytes read per token.",
+        "Bandwidth / bytes read per token, times the format's efficiency there.",
         lambda a: "unknown" if a.predicted.tokens_per_second is None else number(a.predicted.tokens_per_second),
     ),
     Row("Memory needed", "MiB", "Weights, KV cache and engine.", lambda a: number(a.predicted.ram_mib)),

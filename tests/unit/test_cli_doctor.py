@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,7 @@ def test_packages_missing_old_and_other_than_tested(monkeypatch: pytest.MonkeyPa
     def version(name: str) -> str:
         if name in fake:
             return fake[name]
-        raise doctor.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor, "version", version)
     found = examine(lambda _: OK)
@@ -120,10 +122,10 @@ def test_packages_missing_old_and_other_than_tested(monkeypatch: pytest.MonkeyPa
 
 def test_every_missing_thing_has_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
-        raise doctor.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     found = examine(lambda _: MISSING)
     assert all(f.remedy for f in found if f.state in ("missing", "fails", "too old"))
     assert {f.part for f in found if f.group == "tools" and f.state == "missing"} == {"C++ compiler", "cmake", "ninja"}
