@@ -140,7 +140,8 @@ def _judge_by_original(
     sealed = _seal(checkpoint, engine, tokenizer, options, progress)
     save(sealed, folder / manifest.REFERENCE)
     sequences = sealed.sequences.lists()[:PARITY_SEQUENCES]
-    checked = [artefacts.check_logits(checkpoint, b, engine, sequences, sealed.meta.k, progress) for b in built]
+    rows = [sealed.positions.rows(where) for where in sealed.sequence_rows()[:PARITY_SEQUENCES]]
+    checked = [artefacts.check_logits(checkpoint, b, engine, sequences, rows, progress) for b in built]
     engine.close()
     return sealed, checked
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.engines.base import F32, Engine, sample
 from edgekit.errors import BadWeightsError, OptionError, TokenizerError
+from edgekit.sampling import draw
 
 
 def generate_text(
@@ -75,8 +76,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, *, system: str | None = None) 
 def picker(*, temperature: float, top_p: float, seed: int) -> Callable[[F32], int]:
     """A function from logits (vocab_size,) to the next token.
 
-    Softmax of logits / temperature, cut to the nucleus of `top_p` (Holtzman et al., "The Curious Case of Neural Text
-    Degeneration", 2020), drawn with numpy's PCG64 seeded by `seed`.
+    The largest with temperature 0, else :func:`edgekit.sampling.draw` with numpy's PCG64 seeded by `seed`.
 
     Raises:
         OptionError: temperature below 0, top_p outside (0, 1], negative seed, or not a number.
@@ -92,22 +92,9 @@ def picker(*, temperature: float, top_p: float, seed: int) -> Callable[[F32], in
     def pick(row: F32) -> int:
         if not np.isfinite(row.max()):
             raise BadWeightsError("the engine returned logits that are not numbers", remedy="build the bundle again")
-        return int(row.argmax()) if temperature == 0 else _draw(row, temperature, top_p, draws)
+        return int(row.argmax()) if temperature == 0 else draw(row, draws, temperature, top_p)
 
     return pick
-
-
-def _draw(row: F32, temperature: float, top_p: float, draws: np.random.Generator) -> int:
-    shifted = row.astype(np.float64) - row.max()
-    weights = np.exp(shifted / temperature)
-    order = np.argsort(-weights, kind="stable")
-    total = np.cumsum(weights[order])
-    # The smallest nucleus that reaches top_p; the first token is always in it.
-    size = int(np.searchsorted(total, top_p * total[-1])) + 1
-    nucleus = total[: min(size, len(total))]
-    # random() < 1, but its product with the total may round up to it: stay inside.
-    place = int(np.searchsorted(nucleus, draws.random() * nucleus[-1], side="right"))
-    return int(order[min(place, len(nucleus) - 1)])
 
 
 def _check_fit(engine: Engine, ids: list[int]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from edgekit.errors import OutputError, OutputExistsError
 
-_CHUNK = 1 << 22
+_UNWRITABLE = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EDQUOT, errno.EFBIG,
+)  # fmt: skip
 
 
 def sha256(path: Path) -> str:
@@ -24,7 +26,7 @@ def sha256(path: Path) -> str:
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise OutputExistsError when `path` is there and `force` is not given."""
-    if not force and (path.exists() or path.is_symlink()):
+    if not force and _there(path):
         raise OutputExistsError(
             f"{path} is there already", expected="a new name", remedy="give --force to replace it or -o another path"
         )
@@ -40,7 +42,7 @@ def _output_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 remedy="free some space and run again; nothing was left half-written",
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _UNWRITABLE:
             raise OutputError(
                 f"cannot write {path} ({error.strerror})", remedy="choose another folder with -o"
             ) from error
@@ -48,19 +50,27 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def _replace(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`; the old one goes only after the new one stands."""
-    if path.is_dir() and not path.is_symlink():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-        path.rename(old / path.name)
-        try:
-            fresh.rename(path)
-        except BaseException:
-            (old / path.name).rename(path)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
+    """Put `fresh` in the place of `path` (a link itself, never what it points to); the old one goes last."""
+    if not _there(path) or (fresh.is_file() and (path.is_symlink() or path.is_file())):
         fresh.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+    try:
+        path.rename(old / path.name)
+        fresh.rename(path)
+    except BaseException:
+        if not _there(path):
+            (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except OSError:  # a name too long to exist; writing to it will say so
+        return False
 
 
 @contextmanager

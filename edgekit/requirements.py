@@ -18,6 +18,9 @@ def extras() -> Mapping[str, Mapping[str, str]]:
         if match := _REQUIREMENT.match(line):
             name, lowest, extra = match.groups()
             found.get(extra or "base", {})[name] = lowest
+    for engine in ("gguf", "onnx"):  # the build extra holds both engines
+        for name in found[engine]:
+            found["build"].pop(name, None)
     return found
 
 

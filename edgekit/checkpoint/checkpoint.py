@@ -25,6 +25,7 @@ from edgekit.files import sha256
 
 F32 = NDArray[np.float32]
 _JSON_LIMIT = 256 << 20
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -76,9 +77,7 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise _corrupt(path, error) from error
         if array.shape != tensor.shape:
-            raise BadWeightsError(
-                f"tensor {tensor.hf} has shape {list(array.shape)}", expected=f"{list(tensor.shape)}, from config.json"
-            )
+            raise _wrong_shape(tensor, array.shape)
         if not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise BadWeightsError(
@@ -145,7 +144,7 @@ def _weight_files(root: Path) -> list[Path]:
     return sorted(root.glob("*.safetensors"))
 
 
-def _tensor_map(files: list[Path]) -> dict[str, Path]:
+def _tensor_map(files: list[Path], spec: Spec) -> dict[str, Path]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -153,23 +152,50 @@ def _tensor_map(files: list[Path]) -> dict[str, Path]:
             "the package safetensors is not installed", remedy="pip install 'edgekit[build]'"
         ) from error
     found: dict[str, Path] = {}
+    wanted = {tensor.hf: tensor for tensor in spec.tensors}
     for path in files:
         try:
             with safe_open(path, framework="np") as stream:
                 names = list(stream.keys())
+                headers = {name: stream.get_slice(name) for name in names if name in wanted}
+                for name, header in headers.items():
+                    _check_header(wanted[name], tuple(header.get_shape()), str(header.get_dtype()))
         except (SafetensorError, OSError) as error:
             raise _corrupt(path, error) from error
         for name in names:
             if name in found:
                 raise CorruptCheckpointError(
-                    f"tensor {name} is in {found[name].name} and in {path.name}", expected="one"
+                    f"tensor {ascii(name)} is in {found[name].name} and in {path.name}", expected="one of them"
                 )
             found[name] = path
     return found
 
 
+def _check_header(tensor: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise BadWeightsError(
+            f"tensor {tensor.hf} is stored as {dtype}",
+            expected="one of " + ", ".join(_DTYPES),
+            remedy="use the full-precision checkpoint that it was made from",
+        )
+    if shape != tensor.shape:
+        raise _wrong_shape(tensor, shape)
+
+
+def _wrong_shape(tensor: TensorSpec, shape: tuple[int, ...]) -> BadWeightsError:
+    return BadWeightsError(
+        f"tensor {tensor.hf} has shape {list(shape)}",
+        expected=f"{list(tensor.shape)}, from config.json",
+        remedy="config.json and weights do not belong together: download both again",
+    )
+
+
 def _refuse_empty(root: Path) -> None:
-    if not root.exists():
+    try:
+        there = root.exists()
+    except OSError:  # a name that is too long for the file system
+        there = False
+    if not there:
         raise InputNotFoundError(
             f"there is no model folder {root}", remedy="give a folder with config.json and *.safetensors"
         )
@@ -208,6 +234,7 @@ def open_checkpoint(root: Path, *, name: str = "", source: str = "", caveat: str
 
     Raises:
         InputNotFoundError, UnsafeCheckpointError, CorruptCheckpointError, UnknownArchitectureError.
+        BadWeightsError: a tensor's shape is not what the configuration says, or its type is no float.
     """
     _refuse_empty(root)
     config = read_json(root / "config.json")
@@ -215,7 +242,7 @@ def open_checkpoint(root: Path, *, name: str = "", source: str = "", caveat: str
     weights = _weight_files(root)
     if not weights:
         _refuse_pickle(root)
-    files = _tensor_map(weights)
+    files = _tensor_map(weights, spec)
     return Checkpoint(
         root=root,
         name=name or root.resolve().name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.checkpoint.architectures import Family, TensorRule, family_of, supported
+from edgekit.checkpoint.config_fields import real, switch, table, whole
 from edgekit.errors import CorruptCheckpointError, UnknownArchitectureError
 
 
@@ -124,9 +125,9 @@ def _shape(rule: TensorRule, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    parameters = config.get("rope_parameters") or {}
-    theta = float(parameters.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    scaling = config.get("rope_scaling") or parameters
+    parameters = table(config, "rope_parameters")
+    theta = real(parameters, "rope_theta", real(config, "rope_theta", 10000.0))
+    scaling = table(config, "rope_scaling") or parameters
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in (None, "default"):
         return theta, None
@@ -136,55 +137,95 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             expected="'default' or 'llama3'",
             remedy="use a checkpoint without it; other kinds are not supported yet",
         )
-    return theta, RopeScaling(
-        float(scaling["factor"]),
-        float(scaling["low_freq_factor"]),
-        float(scaling["high_freq_factor"]),
-        int(scaling["original_max_position_embeddings"]),
-    )
+    low, high = real(scaling, "low_freq_factor"), real(scaling, "high_freq_factor")
+    if not low < high:
+        raise CorruptCheckpointError(
+            f"config.json gives low_freq_factor = {low:g} and high_freq_factor = {high:g}",
+            expected="the first below the second",
+        )
+    original = whole(scaling, "original_max_position_embeddings", _MOST["max_position_embeddings"])
+    return theta, RopeScaling(real(scaling, "factor"), low, high, original)
+
+
+_MOST = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": (1 << 31) - 1,
+}
+"""Far above any model: what is larger is a broken file, and is refused before anything is computed from it."""
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    heads = int(config["num_attention_heads"])
-    hidden = int(config["hidden_size"])
-    sizes = {
-        "hidden_size": hidden,
-        "ffn_size": int(config["intermediate_size"]),
-        "layers": int(config["num_hidden_layers"]),
-        "heads": heads,
-        "kv_heads": int(config.get("num_key_value_heads") or heads),
-        "head_dim": int(config.get("head_dim") or hidden // max(heads, 1)),
-        "vocab_size": int(config["vocab_size"]),
-        "context_length": int(config.get("max_position_embeddings") or 2048),
-    }
-    if wrong := [name for name, value in sizes.items() if not 0 < value < 1 << 31]:
-        raise CorruptCheckpointError(f"config.json gives {wrong[0]} = {sizes[wrong[0]]}", expected="a positive number")
-    if sizes["heads"] % sizes["kv_heads"]:
+    def size(key: str, default: int | None = None) -> int:
+        return whole(config, key, _MOST[key], default)
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    kv_heads, head_dim = size("num_key_value_heads", heads), size("head_dim", hidden // heads or 1)
+    if heads % kv_heads:
         raise CorruptCheckpointError(
-            f"config.json gives {sizes['heads']} heads and {sizes['kv_heads']} key-value heads",
+            f"config.json gives {heads} heads and {kv_heads} key-value heads",
             expected="the first divisible by the second",
         )
-    if sizes["layers"] > 1024:
-        raise CorruptCheckpointError(f"config.json gives {sizes['layers']} layers", expected="at most 1024")
-    return sizes
+    if head_dim % 2:
+        raise CorruptCheckpointError(
+            f"config.json gives heads of {head_dim} values", expected="an even number, as rotary positions need pairs"
+        )
+    return {
+        "hidden_size": hidden,
+        "ffn_size": size("intermediate_size"),
+        "layers": size("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": size("vocab_size"),
+        "context_length": _context(config),
+    }
 
 
-def _refuse_biases(config: Mapping[str, Any]) -> None:
+def _context(config: Mapping[str, Any]) -> int:
+    """Longest context; a sliding window bounds it, since within the window attention is the same without one."""
+    most = _MOST["max_position_embeddings"]
+    longest = whole(config, "max_position_embeddings", most, 2048)
+    return min(longest, whole(config, "sliding_window", most, longest))
+
+
+def _refuse_variants(config: Mapping[str, Any]) -> None:
     for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
+        if switch(config, key, False):
             raise UnknownArchitectureError(
                 f"config.json sets {key}",
                 expected="a model without biases in its linear layers",
                 remedy="biased variants of this family are not supported yet",
             )
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise UnknownArchitectureError(
+            f"config.json sets the activation {activation!r}", expected="'silu'",
+            remedy="other activations of this family are not supported yet",
+        )
+    if quantization := table(config, "quantization_config"):
+        raise UnknownArchitectureError(
+            f"the checkpoint is quantized already ({ascii(quantization.get('quant_method'))[:40]})",
+            expected="full-precision weights",
+            remedy="use the model that it was made from",
+        )
+    if real(config, "partial_rotary_factor", 1.0) != 1:
+        raise UnknownArchitectureError(
+            "config.json sets partial_rotary_factor", expected="rotary positions on whole heads",
+            remedy="this variant of the family is not supported yet",
+        )
 
 
 def spec_from_config(config: Mapping[str, Any]) -> Spec:
     """Read a Hugging Face config.json's contents.
 
     Raises:
-        UnknownArchitectureError: the family, its rotary scaling or its biases are not supported.
-        CorruptCheckpointError: a size is missing or impossible.
+        UnknownArchitectureError: the family, or a variant that the configuration asks for, is not supported.
+        CorruptCheckpointError: a field is missing or impossible; names it.
     """
     names = config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "none"
@@ -195,18 +236,11 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
             expected="one of " + ", ".join(supported()),
             remedy="other families are not supported yet",
         )
-    _refuse_biases(config)
-    try:
-        sizes = _sizes(config)
-        theta, scaling = _rope(config)
-        epsilon = float(config.get("rms_norm_eps", 1e-6))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCheckpointError(
-            f"config.json lacks or garbles a field ({type(error).__name__}: {error})",
-            expected="the fields of a Hugging Face config",
-            remedy="download the checkpoint again",
-        ) from error
-    tied = bool(config.get("tie_word_embeddings", False))
+    _refuse_variants(config)
+    sizes = _sizes(config)
+    theta, scaling = _rope(config)
+    epsilon = real(config, "rms_norm_eps", 1e-6)
+    tied = switch(config, "tie_word_embeddings", False)
     tensors = []
     for rule in family.tensors:
         if rule.kind == "head" and tied:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.errors import GateError
+from edgekit.errors import GateError, MissingDependencyError, TextError
 
 
 @click.command("build")
@@ -40,17 +40,25 @@ def command(
     The bundle holds the quantized model, its tokenizer, a sealed reference of the original, and a report. A build that
     does not say what the original says is stopped.
     """
-    from edgekit.build import Options, build, bundle_name, plans
     from edgekit.checkpoint.source import resolve
+    from edgekit.targets import load
+
+    # What is quick to check comes before PyTorch is loaded, which takes seconds.
+    board, checkpoint = load(target), resolve(model)
+    if text is not None and not text.is_file():
+        raise TextError(f"there is no text file at {text}", remedy="check the path given with --text")
+    try:
+        from edgekit.build import Options, build, bundle_name, plans
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
+        ) from error
     from edgekit.files import refuse_existing
     from edgekit.progress import Bars
     from edgekit.report.terminal import show
-    from edgekit.targets import load
 
-    board = load(target)
     chosen = tuple(dict.fromkeys(formats))
     options = Options(bits=bits, formats=chosen, strict=strict, force=force, text=text, seed=seed)  # type: ignore[arg-type]
-    checkpoint = resolve(model)
     bundle = output / bundle_name(checkpoint, board, options)
     refuse_existing(bundle, force)
     plans(checkpoint, board, options)

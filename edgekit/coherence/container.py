@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def save(reference: Reference, path: Path, *, force: bool = False) -> None:
     if sum(map(len, entries.values())) > MAX_BYTES - _MAX_DIRECTORY:
         raise OptionError(
             "the reference would be larger than 64 MiB",
-            remedy="use fewer or shorter sequences, or keep fewer tokens (k)",
+            remedy="use fewer or shorter sequences, or keep fewer tokens (k, draws)",
         )
     with whole_file(path, force=force) as fresh, zipfile.ZipFile(fresh, "w") as archive:
         for name, data in entries.items():
@@ -106,7 +107,7 @@ def _arrays(reference: Reference) -> Arrays:
 
 def _build(meta: Meta, arrays: Arrays) -> Reference:
     lists = {n: Ragged(arrays[f"{n}_ids"], arrays[f"{n}_lengths"]) for n in ("sequence", "prompt", "continuation")}
-    positions = Positions(*(arrays[name] for name in ("top_ids", "top_logp", "tail_logp", "next_logp", "entropy")))
+    positions = Positions(**{field.name: arrays[field.name] for field in fields(Positions)})
     return Reference(meta, lists["sequence"], positions, lists["prompt"], lists["continuation"])
 
 
@@ -125,6 +126,8 @@ def _layout(meta: Meta) -> Layout:
         "tail_logp": ("<f4", (n,)),
         "next_logp": ("<f4", (n,)),
         "entropy": ("<f4", (n,)),
+        "drawn_ids": ("<i4", (n, meta.draws)),
+        "drawn_logp": ("<f4", (n, meta.draws)),
     }
 
 
@@ -167,6 +170,7 @@ def _read_meta(archive: zipfile.ZipFile, sizes: dict[str, int]) -> Meta:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _BadError(f"its {_META} is wrong ({error})") from error
     _require(meta.k <= meta.vocab_size, f"it keeps {meta.k} tokens of a vocabulary of {meta.vocab_size}")
+    _require(meta.draws == 0 or meta.k < meta.vocab_size, f"it draws {meta.draws} tokens from a tail of none")
     _require(all(i < meta.vocab_size for i in meta.eot_ids), "an end-of-text id is outside the vocabulary")
     _require(meta.sequence_tokens >= 2 * meta.sequences, "a sequence has fewer than two tokens")
     return meta
@@ -191,6 +195,7 @@ def _check(meta: Meta, arrays: Arrays) -> None:
         _require(((ids >= 0) & (ids < meta.vocab_size)).all(), f"{name}_ids leave the vocabulary")
     _require((arrays["continuation_lengths"] <= meta.token_limit).all(), "a continuation is longer than its limit")
     _check_positions(meta, arrays)
+    _check_draws(meta, arrays)
 
 
 def _check_positions(meta: Meta, arrays: Arrays) -> None:
@@ -207,3 +212,18 @@ def _check_positions(meta: Meta, arrays: Arrays) -> None:
     entropy = arrays["entropy"]
     most = math.log(meta.vocab_size) + _SUM_TOLERANCE
     _require((np.isfinite(entropy) & (entropy >= 0) & (entropy <= most)).all(), "entropy is out of range")
+
+
+def _check_draws(meta: Meta, arrays: Arrays) -> None:
+    if not meta.draws:
+        return
+    ids, logp, tail = arrays["drawn_ids"], arrays["drawn_logp"], arrays["tail_logp"].astype(np.float64)
+    _require(((ids >= 0) & (ids < meta.vocab_size)).all(), "drawn_ids leave the vocabulary")
+    # One number per row and token, so that a single sort finds what a row both keeps and draws.
+    first = np.arange(len(ids), dtype=np.int64)[:, None] * meta.vocab_size
+    doubled = np.isin(first + ids, first + arrays["top_ids"], kind="sort")
+    _require(not doubled.any(), "drawn_ids name one of the top_ids")
+    _require((np.isfinite(logp) & (logp <= 0)).all(), "drawn_logp holds no log-probabilities")
+    _require((logp <= arrays["top_logp"][:, -1:]).all(), "drawn_logp is above the least of top_logp")
+    most = tail * (1 - 1e-6) + _SUM_TOLERANCE
+    _require((logp <= most[:, None]).all(), "drawn_logp is above tail_logp")

@@ -1,4 +1,4 @@
-"""Next-token distributions, coarse-grained to some named tokens plus the tail of all others.
+"""Next-token distributions, coarse-grained to some named tokens plus the tail of all others, and draws from the tail.
 
 All arithmetic is in float64 on a few rows at a time; results are rounded to float32, the precision that a reference
 file stores. Both sides of a comparison pass through the same code and the same rounding, so that bit-identical logits
@@ -8,10 +8,12 @@ have a divergence of exactly zero.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.sampling import draw_indices
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -23,6 +25,9 @@ _CHUNK_ELEMENTS = 1 << 21
 _LOWEST = -1e30
 """Log-probabilities below this are rounded up to it, so that they stay finite in float32."""
 _LEAST_MASS = 1e-300
+"""Below this the mass of a tail is summed in the log domain."""
+_MAX_LOG_RATIO = 100.0
+"""exp() of more is not taken. A draw x from p_tail exceeds it only if p_tail(x) < e^-100: in effect never."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +44,14 @@ class Positions:
     """(n,): log-probability of the token that really follows."""
     entropy: F32
     """(n,): entropy of the whole distribution."""
+    drawn_ids: I32
+    """(n, m): tokens outside the named ones; in a reference drawn from its tail distribution, with replacement."""
+    drawn_logp: F32
+    """(n, m): their log-probabilities, of the whole distribution."""
 
     def rows(self, where: slice) -> Positions:
         """The positions of a slice (views, no copy)."""
-        return Positions(
-            self.top_ids[where], self.top_logp[where], self.tail_logp[where], self.next_logp[where], self.entropy[where]
-        )
+        return Positions(**{field.name: getattr(self, field.name)[where] for field in fields(self)})
 
 
 def chunks(n: int, vocab_size: int) -> Iterator[slice]:
@@ -77,17 +84,47 @@ def top_tokens(logits: F32, k: int) -> I32:
     return ids
 
 
-def describe(logits: F32, next_ids: Ids, top_ids: I32) -> Positions:
-    """The distributions of finite logits (n, V), coarse-grained to `top_ids` (n, k); `next_ids` (n,) really follow."""
-    n, k = top_ids.shape
-    fresh = Positions(top_ids, np.empty((n, k), np.float32), *(np.empty(n, np.float32) for _ in range(3)))
+def draw_tail(logits: F32, top_ids: I32, m: int, random: np.random.Generator) -> I32:
+    """Token ids (n, m), with replacement, of finite logits' (n, V) distribution without the tokens `top_ids` (n, k).
+
+    Without a tail (k = V) there is nothing to draw: (n, 0).
+    """
+    n, vocab_size = logits.shape
+    if top_ids.shape[1] == vocab_size:
+        return np.empty((n, 0), np.int32)
+    ids = np.empty((n, m), np.int32)
+    for row in range(n):
+        tail = logits[row].astype(np.float64)
+        tail[top_ids[row]] = -np.inf
+        # Relative to the tail's own largest logit no tail can underflow, however little mass it has.
+        mass = np.cumsum(np.exp(tail - tail.max()))
+        ids[row] = draw_indices(mass, random.random(m))
+    return ids
+
+
+def describe(logits: F32, next_ids: Ids, top_ids: I32, drawn_ids: I32) -> Positions:
+    """The distributions of finite logits (n, V), coarse-grained to `top_ids` (n, k); `next_ids` (n,) really follow.
+
+    `drawn_ids` (n, m) are tokens outside `top_ids` whose log-probabilities are also kept.
+    """
+    n = len(logits)
+    fresh = Positions(
+        top_ids=top_ids,
+        top_logp=np.empty(top_ids.shape, np.float32),
+        tail_logp=np.empty(n, np.float32),
+        next_logp=np.empty(n, np.float32),
+        entropy=np.empty(n, np.float32),
+        drawn_ids=drawn_ids,
+        drawn_logp=np.empty(drawn_ids.shape, np.float32),
+    )
     for where in chunks(n, logits.shape[1]):
         logp = log_softmax(logits[where])
         fresh.top_logp[where] = _finite(np.take_along_axis(logp, top_ids[where], axis=1))
+        fresh.drawn_logp[where] = _finite(np.take_along_axis(logp, drawn_ids[where], axis=1))
         fresh.next_logp[where] = _finite(np.take_along_axis(logp, next_ids[where, None], axis=1)[:, 0])
         p = np.exp(logp)
         fresh.entropy[where] = np.maximum(0.0, -(p * logp).sum(axis=1))
-        fresh.tail_logp[where] = _tail(p, top_ids[where])
+        fresh.tail_logp[where] = _tail(logp, p, top_ids[where])
     return fresh
 
 
@@ -95,14 +132,17 @@ def _finite(logp: F64) -> F64:
     return np.maximum(logp, _LOWEST)
 
 
-def _tail(p: F64, top_ids: I32) -> F64:
+def _tail(logp: F64, p: F64, top_ids: I32) -> F64:
     """Log of the mass (n,) outside `top_ids`, summed itself, as 1 - sum of the top would cancel. Consumes `p`."""
     if top_ids.shape[1] == p.shape[1]:
         return np.full(len(p), -np.inf)
     np.put_along_axis(p, top_ids.astype(np.int64), 0.0, axis=1)
     mass: F64 = p.sum(axis=1)
-    # Raising an underflowed tail of q can only make a divergence smaller: it stays a lower bound.
-    return np.log(np.maximum(mass, _LEAST_MASS))
+    tail = np.log(np.maximum(mass, _LEAST_MASS))
+    for row in np.flatnonzero(mass < _LEAST_MASS):
+        rest = np.delete(logp[row], top_ids[row])
+        tail[row] = rest.max() + np.log(np.exp(rest - rest.max()).sum())
+    return _finite(tail)
 
 
 def coarse_kl(p: Positions, q: Positions) -> F64:
@@ -121,6 +161,22 @@ def coarse_kl(p: Positions, q: Positions) -> F64:
     return np.maximum(kl, 0.0)
 
 
+def tail_kl(p: Positions, q: Positions) -> F64:
+    """Estimate (n,), in nats, of what :func:`coarse_kl` hides: P·KL(p_tail‖q_tail), P and Q being the tails' masses.
+
+    Mean over the m tokens x drawn from p_tail of r - 1 - ln r with r = (q(x)/Q) / (p(x)/P): never negative, and without
+    bias, as E[r] = 1 and E[-ln r] = KL (J. Schulman, "Approximating KL Divergence", 2020, there k3). 0 without draws.
+    """
+    if not p.drawn_ids.shape[1]:
+        return np.zeros(len(p.drawn_ids))
+    tail = p.tail_logp.astype(np.float64)
+    theirs = p.drawn_logp - tail[:, None]
+    ours = q.drawn_logp - q.tail_logp.astype(np.float64)[:, None]
+    log_r = np.minimum(ours - theirs, _MAX_LOG_RATIO)
+    k3: F64 = np.maximum(np.expm1(log_r) - log_r, 0.0).mean(axis=1)
+    return np.exp(tail) * k3
+
+
 def kl_full(p_logits: F32 | F64, q_logits: F32 | F64) -> F64:
     """Exact KL(p‖q) in nats (…,) over the whole vocabulary, from two arrays of finite logits (…, V)."""
     logp = log_softmax(p_logits)
@@ -129,12 +185,19 @@ def kl_full(p_logits: F32 | F64, q_logits: F32 | F64) -> F64:
 
 
 def kl_topk(p_logits: F32, q_logits: F32, k: int) -> F64:
-    """KL(p‖q) in nats (n,) of logits (n, V), coarse-grained to p's top k tokens and the tail, as in a reference."""
-    top_ids = top_tokens(p_logits, k)
-    unused = np.zeros(len(p_logits), np.int64)
-    return coarse_kl(describe(p_logits, unused, top_ids), describe(q_logits, unused, top_ids))
+    """KL(p‖q) in nats (n,) of logits (n, V), coarse-grained to p's top k tokens and the tail: a lower bound."""
+    top_ids, unused = top_tokens(p_logits, k), np.zeros(len(p_logits), np.int64)
+    none = np.empty((len(p_logits), 0), np.int32)
+    return coarse_kl(describe(p_logits, unused, top_ids, none), describe(q_logits, unused, top_ids, none))
 
 
-def truncation_error(p_logits: F32, q_logits: F32, k: int) -> F64:
-    """What coarse-graining to k tokens hides: kl_full - kl_topk in nats (n,), not negative but for rounding."""
-    return kl_full(p_logits, q_logits) - kl_topk(p_logits, q_logits, k)
+def estimate_error(sealed: Positions, p_logits: F32, q_logits: F32) -> F64:
+    """Exact KL(p‖q) minus its estimate from `sealed`, in nats (n,), of either sign and 0 on average.
+
+    Args:
+        sealed: n rows of a reference.
+        p_logits: (n, V) of the full-precision model at these rows.
+        q_logits: (n, V) of the judged engine.
+    """
+    said = describe(q_logits, np.zeros(len(q_logits), np.int64), sealed.top_ids, sealed.drawn_ids)
+    return kl_full(p_logits, q_logits) - coarse_kl(sealed, said) - tail_kl(sealed, said)

@@ -18,9 +18,10 @@ from edgekit.coherence.distribution import (
     Positions,
     coarse_kl,
     describe,
+    estimate_error,
     kl_full,
     kl_topk,
-    truncation_error,
+    tail_kl,
 )
 from edgekit.coherence.engine_calls import Progress, checked_greedy, checked_logits, refuse_long
 from edgekit.coherence.generation import Generation, compare_continuations
@@ -28,7 +29,7 @@ from edgekit.coherence.reference import Reference
 from edgekit.engines.base import Engine
 from edgekit.errors import ParityError
 
-__all__ = ["Coherence", "evaluate", "kl_full", "kl_topk", "truncation_error"]
+__all__ = ["Coherence", "estimate_error", "evaluate", "kl_full", "kl_topk"]
 
 _RESAMPLES = 1000
 _BOOTSTRAP_SEED = 0
@@ -46,10 +47,13 @@ class Coherence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     positions: int
     """Predicted tokens."""
     k: int
-    """Tokens kept per position; KL is a lower bound, see docs/coherence.md."""
+    """Most probable tokens kept per position; what the others add to KL is estimated, see docs/coherence.md."""
     tail_mass_mean: float
     """Mean probability that the full-precision model gives to tokens that were not kept."""
     kl_mean: float
+    """Without bias; the quantiles below carry the noise of the tail's estimate."""
+    kl_mean_coarse: float
+    """Lower bound of it: all tokens that were not kept counted as one."""
     kl_mean_low: float | None
     """Lower end of the bootstrap 95 % interval over sequences; None for a single sequence."""
     kl_mean_high: float | None
@@ -77,6 +81,7 @@ class Coherence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class _Compared:
     """Per-position results (n,) of one sequence."""
 
+    coarse: F64
     kl: F64
     same_top: NDArray[np.bool_]
     delta_p: F64
@@ -127,10 +132,12 @@ def _refuse_mismatch(engine: Engine, reference: Reference, generate: bool) -> No
 
 def _compare(engine: Engine, ids: Ids, sealed: Positions, index: int) -> _Compared:
     logits: F32 = checked_logits(engine, ids[:-1], index)
-    said = describe(logits, ids[1:], sealed.top_ids)
+    said = describe(logits, ids[1:], sealed.top_ids, sealed.drawn_ids)
+    coarse = coarse_kl(sealed, said)
     theirs, ours = sealed.next_logp.astype(np.float64), said.next_logp.astype(np.float64)
     return _Compared(
-        kl=coarse_kl(sealed, said),
+        coarse=coarse,
+        kl=coarse + tail_kl(sealed, said),
         same_top=logits.argmax(axis=1) == sealed.top_ids[:, 0],
         delta_p=np.exp(ours) - np.exp(theirs),
         delta_nll=theirs - ours,
@@ -164,6 +171,7 @@ def _summary(name: str, reference: Reference, parts: Sequence[_Compared], genera
         k=reference.meta.k,
         tail_mass_mean=float(np.exp(reference.positions.tail_logp.astype(np.float64)).mean()),
         kl_mean=float(kl.mean()),
+        kl_mean_coarse=float(np.concatenate([part.coarse for part in parts]).mean()),
         kl_mean_low=low,
         kl_mean_high=high,
         kl_median=median,

@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from edgekit.coherence.distribution import F32, I32, Ids, Positions, describe, top_tokens
+from edgekit.coherence.distribution import F32, I32, Ids, Positions, describe, draw_tail, top_tokens
 from edgekit.coherence.engine_calls import Progress, checked_greedy, checked_logits, refuse_long
 from edgekit.engines.base import Engine
 from edgekit.errors import OptionError
 
 DEFAULT_K = 128
+DEFAULT_DRAWS = 32
 DEFAULT_CONTINUATION_TOKENS = 64
+_TAIL_STREAM = 1
+"""Third word of the generators' seeds: the evaluation text may be drawn with the first two alone."""
 
 Lists = Sequence[Sequence[int] | Ids]
 """Token ids, list by list."""
@@ -49,6 +52,9 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     eot_ids: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
     """Tokens that end a continuation, ascending."""
     k: Positive
+    """Most probable tokens kept per position."""
+    draws: Count
+    """Tokens drawn per position from the others; 0 when k is the whole vocabulary."""
     token_limit: Positive
     """Longest continuation in tokens."""
     sequences: Positive
@@ -113,6 +119,7 @@ def seal(
     *,
     origin: Origin,
     k: int = DEFAULT_K,
+    draws: int = DEFAULT_DRAWS,
     continuation_tokens: int = DEFAULT_CONTINUATION_TOKENS,
     stop: frozenset[int] = frozenset(),
     continuations: Sequence[Sequence[int]] | None = None,
@@ -125,7 +132,8 @@ def seal(
         sequences: at least one list of at least two token ids.
         prompts: lists of at least one token id; none at all leaves the generation metrics out.
         origin: where model and text come from.
-        k: tokens kept per position; the vocabulary's size when that is smaller.
+        k: most probable tokens kept per position; the vocabulary's size when that is smaller.
+        draws: tokens drawn per position from all others, by the seed of `origin`; 0 leaves mean KL a lower bound.
         continuation_tokens: longest greedy continuation.
         stop: end-of-text token ids.
         continuations: the engine's greedy continuation of each prompt where it was made elsewhere (many at once);
@@ -133,30 +141,35 @@ def seal(
         progress: called after every sequence and prompt.
 
     Raises:
-        OptionError: a list is too short or too long, or an id is outside the vocabulary.
+        OptionError: a list is too short or too long, there is not one continuation for each prompt, an id is outside
+            the vocabulary, or a number is out of range.
         ParityError: the engine returns NaN, infinity or a wrong shape.
     """
-    _refuse_options(engine, sequences, prompts, k, continuation_tokens, stop)
-    if continuations is not None and len(continuations) != len(prompts):
-        raise OptionError(f"{len(continuations)} continuations for {len(prompts)} prompts", expected="one for each")
+    _refuse_options(engine, sequences, prompts, k, draws, continuation_tokens, stop)
+    if continuations is not None:
+        _refuse_continuations(continuations, len(prompts), continuation_tokens, engine.vocab_size)
     own = prompts if continuations is None else ()
     total, k = len(sequences) + len(own), min(k, engine.vocab_size)
     rows, made = [], list(continuations or ())
     for index, ids in enumerate(sequences):
-        rows.append(_seal_sequence(engine, np.asarray(ids, np.int64), k, index))
+        random = np.random.default_rng([origin.seed, index, _TAIL_STREAM])
+        rows.append(_seal_sequence(engine, np.asarray(ids, np.int64), k, draws, random, index))
         _tell(progress, index + 1, total)
     for index, prompt in enumerate(own):
         made.append(checked_greedy(engine, np.asarray(prompt, np.int64), continuation_tokens, stop, index))
         _tell(progress, len(sequences) + index + 1, total)
     lists = ragged(sequences), ragged(prompts), ragged(made)
-    counts = _counts(*lists) | {"k": k, "token_limit": continuation_tokens, "vocab_size": engine.vocab_size}
+    positions = _join(rows)
+    counts = _counts(*lists) | {"k": k, "draws": positions.drawn_ids.shape[1]}
+    counts |= {"token_limit": continuation_tokens, "vocab_size": engine.vocab_size}
     meta = Meta(origin=origin, eot_ids=tuple(sorted(map(int, stop))), **counts)
-    return Reference(meta, lists[0], _join(rows), *lists[1:])
+    return Reference(meta, lists[0], positions, *lists[1:])
 
 
-def _seal_sequence(engine: Engine, ids: Ids, k: int, index: int) -> Positions:
+def _seal_sequence(engine: Engine, ids: Ids, k: int, draws: int, random: np.random.Generator, index: int) -> Positions:
     logits: F32 = checked_logits(engine, ids[:-1], index)
-    return describe(logits, ids[1:], top_tokens(logits, k))
+    top_ids = top_tokens(logits, k)
+    return describe(logits, ids[1:], top_ids, draw_tail(logits, top_ids, draws, random))
 
 
 def _join(rows: Sequence[Positions]) -> Positions:
@@ -179,13 +192,20 @@ def _tell(progress: Progress | None, done: int, total: int) -> None:
 
 
 def _refuse_options(
-    engine: Engine, sequences: Lists, prompts: Lists, k: int, continuation_tokens: int, stop: frozenset[int]
+    engine: Engine,
+    sequences: Lists,
+    prompts: Lists,
+    k: int,
+    draws: int,
+    continuation_tokens: int,
+    stop: frozenset[int],
 ) -> None:
     smallest: Mapping[str, tuple[int, int]] = {
         "number of evaluation sequences": (len(sequences), 1),
         "shortest evaluation sequence": (min(map(len, sequences), default=2), 2),
         "shortest prompt": (min(map(len, prompts), default=1), 1),
         "number of tokens kept per position (k)": (k, 1),
+        "number of tokens drawn per position (draws)": (draws, 0),
         "number of continuation tokens": (continuation_tokens, 1),
     }
     for what, (found, least) in smallest.items():
@@ -194,6 +214,15 @@ def _refuse_options(
     for ids in (*sequences, *prompts, sorted(stop)):
         _refuse_ids(ids, engine.vocab_size)
     refuse_long(engine, [len(ids) - 1 for ids in sequences] + [len(ids) + continuation_tokens for ids in prompts])
+
+
+def _refuse_continuations(made: Sequence[Sequence[int]], prompts: int, limit: int, vocab_size: int) -> None:
+    if len(made) != prompts:
+        raise OptionError(f"{len(made)} continuations for {prompts} prompts", expected="one for each")
+    for ids in made:
+        if not 1 <= len(ids) <= limit:
+            raise OptionError(f"a continuation has {len(ids)} tokens", expected=f"1 to {limit}")
+        _refuse_ids(ids, vocab_size)
 
 
 def _refuse_ids(ids: Sequence[int] | Ids, vocab_size: int) -> None:

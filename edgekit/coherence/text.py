@@ -14,11 +14,12 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from edgekit.coherence.distribution import F32, Ids, log_softmax
+from edgekit.coherence.distribution import F32, Ids
 from edgekit.coherence.engine_calls import Progress, refuse_long
 from edgekit.engines.base import Engine
 from edgekit.errors import OptionError, ParityError, TextError
 from edgekit.files import sha256
+from edgekit.sampling import draw
 
 MAX_TEXT_BYTES = 16 << 20
 
@@ -112,18 +113,6 @@ def _sampled(engine: Engine, beginning: Ids, length: int, pick: Callable[[F32], 
         if len(ids) >= length:
             return np.array(ids, np.int64)
         row = engine.step(ids[-1])
-
-
-def draw(logits: F32, random: np.random.Generator, temperature: float = 1.0, top_p: float = 1.0) -> int:
-    """One token from finite logits (V,); with top_p < 1 among the fewest most probable tokens that have that mass."""
-    p = np.exp(log_softmax(logits.astype(np.float64) / temperature))
-    order = np.argsort(-p, kind="stable") if top_p < 1 else np.arange(len(p))
-    mass = np.cumsum(p[order])
-    kept = int(np.searchsorted(mass, top_p)) + 1 if top_p < 1 else len(p)
-    mass = mass[:kept]
-    # random() is below 1, but the product may round up to the last sum: stay inside.
-    index = min(int(np.searchsorted(mass, random.random() * mass[-1], side="right")), len(mass) - 1)
-    return int(order[index])
 
 
 def self_generated(sampler: Sampler, beginnings: Sequence[Ids], length: int, seed: int, vocab_size: int) -> EvalText:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
-from edgekit.coherence.distribution import truncation_error
+from edgekit.checkpoint.tokenizer_fit import refuse_misfit
+from edgekit.coherence.distribution import Positions, estimate_error
 from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
 from edgekit.engines.torch import TorchEngine
@@ -49,6 +50,7 @@ class Built:
 
 def write(checkpoint: Checkpoint, plan: Plan, folder: Path, scratch: Path, progress: Progress) -> Built:
     """Quantize and write one artefact below `folder`; `scratch` takes the full-precision graph of an ONNX export."""
+    refuse_misfit(checkpoint)
     if plan.container == "gguf":
         path = folder / "gguf" / "model.gguf"
         path.parent.mkdir()
@@ -103,10 +105,12 @@ def check_logits(
     built: Built,
     torch_engine: TorchEngine,
     sequences: Sequence[Ids],
-    k: int,
+    sealed: Sequence[Positions],
     progress: Progress,
 ) -> LogitParity:
     """Compare the unquantized export with the original, and the artefact with torch running its weights.
+
+    `sealed` holds the reference's rows of each sequence: one per token but the last, which nothing follows.
 
     Raises:
         ParityError: a divergence is above its limit; names the token.
@@ -137,8 +141,8 @@ def check_logits(
             parity.ACTIVATION_LIMIT,
             f"the {kind} artefact differs from its own weights in torch",
         )
-        hidden = [truncation_error(p, q, k) for p, q in zip(original, shipped, strict=True)]
-    return LogitParity(full, cost, float(np.concatenate(hidden).mean()))
+        errors = [estimate_error(s, p[:-1], q[:-1]) for s, p, q in zip(sealed, original, shipped, strict=True)]
+    return LogitParity(full, cost, float(np.concatenate(errors).mean()))
 
 
 def _engine_logits(container: str, path: Path, sequences: Sequence[Ids]) -> list[F32]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from edgekit.errors import MissingDependencyError, ParityError
+from edgekit.errors import MissingDependencyError, OutputError, ParityError
 
 
 def build_full_precision(checkpoint_root: Path, folder: Path) -> None:
@@ -18,6 +19,7 @@ def build_full_precision(checkpoint_root: Path, folder: Path) -> None:
 
     Raises:
         MissingDependencyError: onnxruntime-genai or torch is not installed.
+        OutputError: the disk is full.
         ParityError: the builder failed; its last line is quoted.
     """
     with tempfile.TemporaryDirectory(prefix="edgekit-builder-") as cache:
@@ -35,6 +37,11 @@ def build_full_precision(checkpoint_root: Path, folder: Path) -> None:
     if result.returncode == 0 and (folder / "model.onnx").is_file():
         return
     last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    if os.strerror(errno.ENOSPC) in last:
+        raise OutputError(
+            f"no space left on the disk while writing {folder}",
+            remedy="free some space and run again; nothing was left half-written",
+        )
     if "No module named" in last:
         raise MissingDependencyError(f"the ONNX builder cannot start ({last})", remedy="pip install 'edgekit[build]'")
     raise ParityError(f"the ONNX builder failed ({last[:300]})", remedy="build with --format gguf, and report this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Plan:
         """One sentence for the head of a report; never calls a model what its bytes are not."""
         text = f"{self.bits} bits requested, {self.effective_bits:.2f} bits per weight in the file"
         if self.honest_share < 1:
-            text += f"; only {self.honest_share:.0%} of the linear weights are in {self.bits}-bit codes: "
+            text += f"; only {math.floor(100 * self.honest_share)}% of the linear weights are in {self.bits}-bit codes: "
             text += f"not a {self.bits}-bit model"
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
             text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
@@ -96,7 +97,7 @@ def _first_fitting(candidates: Sequence[str], tensor: TensorSpec, bits: int) -> 
         refusal = get(name).refusal(shape)
         if refusal is None:
             wrong = get(name).nominal_bits != bits
-            return name, "; ".join(refusals) if wrong else ""
+            return name, ("; ".join(refusals) or f"the target asks for {name}") if wrong else ""
         refusals.append(f"{name}: {refusal}")
     raise GridError(
         f"tensor {tensor.hf} takes none of {', '.join(candidates)} ({refusals[-1]})",

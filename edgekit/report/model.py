@@ -55,7 +55,10 @@ class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parity: Parity
     coherence: Coherence
     truncation_kl: float
-    """What keeping only the top k tokens hides: full minus top-k mean KL divergence, nats, measured on `parity.positions`."""
+    """Error of the sealed reference: exact minus estimated mean KL divergence, nats, of either sign.
+
+    Measured on the sequences of `parity.positions`, their last positions left out.
+    """
     verdict: Verdict
 
 

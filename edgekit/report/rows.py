@@ -235,16 +235,16 @@ PARITY = (
         True,
     ),
     Row(
-        "Truncation",
+        "Error of the estimate",
         "nats",
-        "What keeping only the top tokens hides: full minus top-k mean KL divergence.",
+        "Exact minus estimated mean KL divergence: what sealing only a part of each distribution costs; either sign.",
         lambda a: number(a.truncation_kl),
         True,
     ),
     Row(
         "Positions",
         "tokens",
-        "What the three divergences of this table were measured on.",
+        "What these divergences were measured on.",
         lambda a: f"{a.parity.positions:,}",
     ),
 )

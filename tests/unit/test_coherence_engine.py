@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from edgekit.coherence.reference import Origin, Reference, seal
 from numpy.typing import NDArray
+
+from edgekit.coherence.reference import Origin, Reference, seal
 
 F32 = NDArray[np.float32]
 Ids = NDArray[np.int64]

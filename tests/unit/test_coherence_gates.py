@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from test_coherence_engine import Bigram, sealed, table
+
 from edgekit.coherence.gates import Verdict, judge
 from edgekit.coherence.metrics import Coherence, evaluate
-from test_coherence_engine import Bigram, sealed, table
 
 
 @dataclass(frozen=True)

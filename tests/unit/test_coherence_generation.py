@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from edgekit.coherence.generation import compare_continuations, first_divergent_token, habits, loops, seq_rep
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgekit.coherence.generation import compare_continuations, first_divergent_token, habits, loops, seq_rep
 
 
 @pytest.mark.parametrize(

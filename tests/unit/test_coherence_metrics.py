@@ -5,12 +5,13 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from edgekit.coherence.metrics import Coherence, evaluate, kl_full
-from edgekit.coherence.reference import seal
-from edgekit.errors import OptionError, ParityError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_coherence_engine import ORIGIN, Bigram, sealed, table, text
+
+from edgekit.coherence.metrics import Coherence, estimate_error, evaluate, kl_full, kl_topk
+from edgekit.coherence.reference import seal
+from edgekit.errors import OptionError, ParityError
 
 V = 64
 
@@ -67,13 +68,14 @@ def test_an_identical_engine_is_perfect() -> None:
 def test_a_known_perturbation_gives_the_figures_worked_out_directly() -> None:
     exact, worse = table(V), table(V) + table(V, seed=9, sharpness=0.4)
     reference = sealed(Bigram(exact), k=V)
+    assert reference.meta.draws == 0
     found = evaluate(Bigram(worse), reference)
     ids = np.concatenate([s[:-1] for s in reference.sequences.lists()])
     after = np.concatenate([s[1:] for s in reference.sequences.lists()])
     logp, logq = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (exact.astype(float), worse.astype(float)))
     kl = kl_full(exact, worse)[ids]
     d = logp[ids, after] - logq[ids, after]
-    assert found.kl_mean == pytest.approx(kl.mean(), abs=1e-6)
+    assert found.kl_mean == found.kl_mean_coarse == pytest.approx(kl.mean(), abs=1e-6)
     assert found.kl_median == pytest.approx(np.median(kl), abs=1e-6)
     assert found.kl_p999 == pytest.approx(np.quantile(kl, 0.999), abs=1e-6)
     assert found.same_top == pytest.approx((exact.argmax(1) == worse.argmax(1))[ids].mean())
@@ -84,6 +86,42 @@ def test_a_known_perturbation_gives_the_figures_worked_out_directly() -> None:
     assert found.ppl_engine == pytest.approx(found.ppl_reference * found.ppl_ratio, rel=1e-9)
     assert found.ppl_reference == pytest.approx(math.exp(-logp[ids, after].mean()), rel=1e-5)
     assert found.entropy_engine == pytest.approx(-(np.exp(logq) * logq).sum(axis=1)[ids].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 16])
+def test_mean_kl_over_the_seeds_of_the_draws_is_exact_and_the_coarse_mean_is_below(k: int) -> None:
+    exact, worse = table(V), table(V) + table(V, seed=9, sharpness=0.6)
+    found, lists = [], text(V)
+    for seed in range(25):
+        origin = msgspec.structs.replace(ORIGIN, seed=seed)
+        one = seal(Bigram(exact), lists, [], origin=origin, k=k, draws=8)
+        found.append(evaluate(Bigram(worse), one))
+    full = kl_full(exact, worse)[np.concatenate([ids[:-1] for ids in lists])].mean()
+    means = np.array([f.kl_mean for f in found])
+    standard_error = means.std(ddof=1) / math.sqrt(len(means))
+    assert means.mean() == pytest.approx(full, abs=3.5 * standard_error + 1e-6)
+    assert len({f.kl_mean_coarse for f in found}) == 1
+    assert found[0].kl_mean_coarse < full - 10 * standard_error, "the case must have something to hide"
+    assert (means >= found[0].kl_mean_coarse).all()
+
+
+def test_without_draws_mean_kl_is_the_coarse_bound() -> None:
+    exact, worse, lists = table(V), table(V) + table(V, 9, 0.6), text(V)
+    found = evaluate(Bigram(worse), seal(Bigram(exact), lists, [], origin=ORIGIN, k=4, draws=0))
+    coarse = kl_topk(exact, worse, 4)[np.concatenate([ids[:-1] for ids in lists])].mean()
+    assert found.kl_mean == found.kl_mean_coarse == pytest.approx(coarse, abs=1e-6)
+
+
+def test_the_error_of_a_sealed_reference_is_that_of_its_result() -> None:
+    exact, worse = table(V), table(V) + table(V, 9, 0.6)
+    reference = sealed(Bigram(exact), k=4)
+    ids = [s[:-1] for s in reference.sequences.lists()]
+    rows = [reference.positions.rows(where) for where in reference.sequence_rows()]
+    errors = np.concatenate([estimate_error(r, exact[i], worse[i]) for r, i in zip(rows, ids, strict=True)])
+    found = evaluate(Bigram(worse), reference, generate=False)
+    full = kl_full(exact, worse)[np.concatenate(ids)].mean()
+    assert errors.mean() == pytest.approx(full - found.kl_mean, abs=1e-9)
+    assert abs(errors.mean()) < 0.3 * (full - found.kl_mean_coarse)
 
 
 def test_standard_error_of_equal_sequences_is_that_of_their_means() -> None:

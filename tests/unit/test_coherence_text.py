@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgekit.coherence.text import draw, engine_sampler, fixed_prompts, from_file, self_generated, starts
+from test_coherence_engine import Bigram, f32, table
+
+from edgekit.coherence.text import engine_sampler, fixed_prompts, from_file, self_generated, starts
 from edgekit.errors import OptionError, ParityError, TextError
 from edgekit.files import sha256
-from test_coherence_engine import Bigram, f32, table
+from edgekit.sampling import draw
 
 V = 64
 
@@ -105,6 +107,19 @@ def test_sampling_follows_the_distribution() -> None:
     np.testing.assert_allclose(counts, [0.625, 0.375, 0.0], atol=0.03)
     assert {draw(logits, random, top_p=1e-9) for _ in range(50)} == {0}
     assert {draw(logits, random, temperature=1e-3) for _ in range(50)} == {0}
+    assert {draw(1e5 * logits, random, temperature=1e-306) for _ in range(50)} == {0}
+
+
+def test_what_has_no_probability_is_never_drawn() -> None:
+    class Highest:
+        """Its product with a sum rounds up to the sum."""
+
+        def random(self, n: int) -> np.ndarray:
+            return np.full(n, np.nextafter(1.0, 0.0))
+
+    logits = f32([0.0, 0.0, -1e5])
+    assert draw(logits, Highest()) == 1  # type: ignore[arg-type]
+    assert draw(logits, Highest(), top_p=0.5) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.1}])

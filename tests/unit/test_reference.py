@@ -14,15 +14,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from edgekit.coherence import container
-from edgekit.coherence.container import load, save
-from edgekit.coherence.metrics import evaluate
-from edgekit.coherence.reference import Reference, seal
-from edgekit.errors import FileFormatError, InputNotFoundError, OptionError, OutputExistsError, ParityError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_coherence_engine import ORIGIN, Bigram, sealed, table, text
+
+from edgekit.coherence import container
+from edgekit.coherence.container import load, save
+from edgekit.coherence.metrics import evaluate
+from edgekit.coherence.reference import Reference, seal
+from edgekit.errors import FileFormatError, InputNotFoundError, OptionError, OutputExistsError
 
 V = 64
 Array = NDArray[Any]
@@ -219,6 +220,12 @@ def test_a_wrong_shape_is_refused(path: Path) -> None:
         ("tail_logp", 3, 0.1, "tail_logp is out of range"),
         ("entropy", 3, -0.1, "entropy is out of range"),
         ("entropy", 3, 5.0, "entropy is out of range"),
+        ("drawn_ids", (3, 5), V, "drawn_ids leave the vocabulary"),
+        ("drawn_ids", (3, 5), -1, "drawn_ids leave the vocabulary"),
+        ("drawn_logp", (3, 5), np.nan, "drawn_logp holds no log-probabilities"),
+        ("drawn_logp", (3, 5), -np.inf, "drawn_logp holds no log-probabilities"),
+        ("drawn_logp", (3, 5), 0.5, "drawn_logp holds no log-probabilities"),
+        ("drawn_logp", (3, 5), -1e-9, "drawn_logp is above the least of top_logp"),
     ],
 )
 def test_wrong_values_are_refused(path: Path, name: str, index: object, value: float, message: str | None) -> None:
@@ -234,6 +241,11 @@ def test_wrong_values_are_refused(path: Path, name: str, index: object, value: f
         {"k": V + 1},
         {"k": 1 << 40},
         {"k": "16"},
+        {"draws": -1},
+        {"draws": 31},
+        {"draws": 0},
+        {"draws": 1 << 24},
+        {"draws": "32"},
         {"vocab_size": 1},
         {"schema_version": 2},
         {"surprise": 1},
@@ -249,6 +261,37 @@ def test_wrong_values_are_refused(path: Path, name: str, index: object, value: f
 def test_wrong_metadata_is_refused(path: Path, values: dict[str, object]) -> None:
     change_meta(path, **values)
     with pytest.raises(FileFormatError):
+        load(path)
+
+
+@pytest.mark.parametrize("column", [0, 15])
+def test_a_draw_from_the_kept_tokens_is_refused(path: Path, reference: Reference, column: int) -> None:
+    row = len(reference.positions.top_ids) - 1
+    kept = reference.positions.top_ids[row, column]
+    change(path, "drawn_ids", lambda a: put(a, (row, 31), kept))
+    with pytest.raises(FileFormatError, match="drawn_ids name one of the top_ids"):
+        load(path)
+
+
+def test_a_draw_more_probable_than_the_whole_tail_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    rows = np.log(np.array([[0.5, 0.3, 0.1, 0.1]] * 4, np.float32))
+    save(seal(Bigram(rows), [[1, 2]], [], origin=ORIGIN, k=2), path)
+    change(path, "drawn_logp", lambda a: put(a, (0, 0), np.log(0.25)))
+    with pytest.raises(FileFormatError, match="drawn_logp is above tail_logp"):
+        load(path)
+
+
+def test_draws_where_there_is_no_tail_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    made = seal(Bigram(table(4)), [[1, 2]], [], origin=ORIGIN)
+    assert (made.meta.k, made.meta.draws) == (4, 0)
+    save(made, path)
+    data = entries(path)
+    data["drawn_ids.npy"], data["drawn_logp.npy"] = npy(np.zeros((1, 1), "<i4")), npy(np.zeros((1, 1), "<f4"))
+    rewrite(path, data)
+    change_meta(path, draws=1)
+    with pytest.raises(FileFormatError, match="a tail of none"):
         load(path)
 
 
@@ -292,9 +335,10 @@ def test_an_existing_file_is_kept_without_force(path: Path, reference: Reference
 
 
 def test_2048_positions_take_under_4_mb(tmp_path: Path) -> None:
-    engine = Bigram(table(512))
-    save(seal(engine, text(512, 8, 257), [[1]], origin=ORIGIN), tmp_path / "r.npz")
-    assert (tmp_path / "r.npz").stat().st_size < 4_000_000
+    made = seal(Bigram(table(512)), text(512, 8, 257), [[1]], origin=ORIGIN)
+    assert (made.meta.k, made.meta.draws, len(made.positions.entropy)) == (128, 32, 2048)
+    save(made, tmp_path / "r.npz")
+    assert 2_600_000 < (tmp_path / "r.npz").stat().st_size < 2_700_000
 
 
 @given(
@@ -303,6 +347,7 @@ def test_2048_positions_take_under_4_mb(tmp_path: Path) -> None:
     prompts=st.lists(st.integers(1, 3), max_size=3),
     k=st.integers(1, 12),
     limit=st.integers(1, 5),
+    draws=st.integers(0, 4),
 )
 @settings(max_examples=40, deadline=None)
 def test_any_shape_survives_the_file(
@@ -312,12 +357,14 @@ def test_any_shape_survives_the_file(
     prompts: list[int],
     k: int,
     limit: int,
+    draws: int,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "shape.npz"
     engine = Bigram(table(vocab_size))
     lists = [[i % vocab_size for i in range(n)] for n in lengths]
     starts = [[i % vocab_size for i in range(n)] for n in prompts]
-    made = seal(engine, lists, starts, origin=ORIGIN, k=k, continuation_tokens=limit, stop=frozenset({1}))
+    options: dict[str, Any] = {"k": k, "draws": draws, "continuation_tokens": limit, "stop": frozenset({1})}
+    made = seal(engine, lists, starts, origin=ORIGIN, **options)
     save(made, path, force=True)
     found = load(path)
     assert same(found, made)
@@ -331,56 +378,3 @@ def test_confident_and_huge_logits_survive_the_file(tmp_path: Path) -> None:
         path = tmp_path / f"{index}.npz"
         save(seal(engine, [[1, 2, 3, 4]], [[1]], origin=ORIGIN, k=3), path)
         assert evaluate(engine, load(path)).kl_max == 0.0
-
-
-def test_stored_figures_are_those_of_the_logits(reference: Reference) -> None:
-    logits = table(V).astype(np.float64)
-    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    first, after = reference.sequences.lists()[2][:2]
-    row = reference.sequence_rows()[2].start
-    said = reference.positions
-    assert said.top_ids[row].tolist() == np.argsort(-logits[first])[:16].tolist()
-    np.testing.assert_allclose(said.top_logp[row], np.sort(logp[first])[::-1][:16], rtol=1e-6)
-    assert said.tail_logp[row] == pytest.approx(np.log(np.exp(np.sort(logp[first])[:-16]).sum()), rel=1e-6)
-    assert said.next_logp[row] == pytest.approx(logp[first, after], rel=1e-6)
-    assert said.entropy[row] == pytest.approx(-(np.exp(logp[first]) * logp[first]).sum(), rel=1e-6)
-
-
-def test_continuations_are_greedy_and_stop(reference: Reference) -> None:
-    best = table(V).argmax(axis=1)
-    for prompt, ids in zip(reference.prompts.lists(), reference.continuations.lists(), strict=True):
-        expected: list[int] = []
-        token = int(prompt[-1])
-        while len(expected) < 40 and (not expected or expected[-1] != 0):
-            token = int(best[token])
-            expected.append(token)
-        assert ids.tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("sequences", "prompts", "options", "message"),
-    [
-        ([], [], {}, "number of evaluation sequences is 0"),
-        ([[1]], [], {}, "shortest evaluation sequence is 1"),
-        ([[1, 2]], [[]], {}, "shortest prompt is 0"),
-        ([[1, 2]], [], {"k": 0}, r"\(k\) is 0"),
-        ([[1, 2]], [], {"continuation_tokens": 0}, "continuation tokens is 0"),
-        ([[1, V]], [], {}, "token id 64 is outside"),
-        ([[1, 2]], [[-1]], {}, "token id -1 is outside"),
-        ([[1, 2]], [], {"stop": frozenset({99})}, "token id 99 is outside"),
-        ([[1] * 600], [], {}, "does not fit into the context"),
-        ([[1, 2]], [[1]], {"continuation_tokens": 512}, "does not fit into the context"),
-    ],
-)
-def test_sealing_nonsense_is_refused(
-    sequences: list[list[int]], prompts: list[list[int]], options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(OptionError, match=message):
-        seal(Bigram(table(V)), sequences, prompts, origin=ORIGIN, **options)
-
-
-def test_sealing_a_broken_model_is_refused() -> None:
-    broken = table(V)
-    broken[2, 2] = np.nan
-    with pytest.raises(ParityError, match="sequence 1, position 1"):
-        seal(Bigram(broken), [[1, 1, 1], [1, 2, 1]], [], origin=ORIGIN)

@@ -52,6 +52,7 @@ def coherence(**changes: Any) -> Coherence:
         "k": 64,
         "tail_mass_mean": 0.0441,
         "kl_mean": 0.0521,
+        "kl_mean_coarse": 0.0433,
         "kl_mean_low": 0.0467,
         "kl_mean_high": 0.0586,
         "kl_median": 0.0171,

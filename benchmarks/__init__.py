@@ -1,0 +1,1 @@
+"""Comparisons with named peers, made in one run; see docs/benchmarks.md."""

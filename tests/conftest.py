@@ -1,0 +1,63 @@
+"""Fixtures for all tests: tiny checkpoints and the command line as a user meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny
+
+from edgekit.cli.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, code: int, *words: str) -> None:
+        """Assert one sentence on standard error, with all of `words`, and that exit code."""
+        assert self.code == code, (self.code, self.err)
+        assert self.err.startswith("edgekit: ")
+        assert self.err.endswith(".\n")
+        assert self.err.count("\n") == 1, "one line"
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in self.err
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `edgekit ARGUMENTS…` in this process; anything but an exit is a bug and is raised."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A sound tiny checkpoint that a test may damage."""
+    return tiny.make(tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A sound tiny checkpoint that no test changes."""
+    return_to = tiny.make(tmp_path_factory.mktemp("sound") / "model")
+    before = {path.name: path.read_bytes() for path in return_to.iterdir()}
+    yield return_to
+    assert before == {path.name: path.read_bytes() for path in return_to.iterdir()}, "a test changed the shared model"

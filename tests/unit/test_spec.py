@@ -1,0 +1,143 @@
+"""config.json becomes a typed description, or one sentence that names the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from tiny import Tiny
+
+from edgekit.checkpoint.architectures import supported
+from edgekit.checkpoint.spec import Spec, spec_from_config
+from edgekit.errors import CorruptCheckpointError, UnknownArchitectureError
+
+
+def spec(like: Tiny = Tiny(), **config: Any) -> Spec:  # noqa: B008
+    return spec_from_config({**tiny.config_of(like), **config})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "vocab_size", "max_position_embeddings",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "value", [0, -1, 10**12, 10**400, 1e12, float("inf"), float("nan"), 64.5, "64", "many", [64], {"a": 1}, True]
+)
+def test_absurd_size(key: str, value: Any) -> None:
+    with pytest.raises(CorruptCheckpointError, match=f"config.json gives {key} = .*; expected a whole number") as told:
+        spec(**{key: value})
+    assert len(str(told.value)) < 250, "a sentence, whatever the value"
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
+def test_missing_size(key: str) -> None:
+    config = {name: value for name, value in tiny.config_of(Tiny()).items() if name != key}
+    with pytest.raises(CorruptCheckpointError, match=f"config.json lacks {key}"):
+        spec_from_config(config)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), 10**400, "1e-5", [1]])
+def test_absurd_number(value: Any) -> None:
+    with pytest.raises(CorruptCheckpointError, match="rms_norm_eps"):
+        spec(rms_norm_eps=value)
+    with pytest.raises(CorruptCheckpointError, match="rope_theta"):
+        spec(rope_parameters={"rope_theta": value})
+    with pytest.raises(CorruptCheckpointError, match="factor"):
+        spec(rope_parameters={**tiny.LLAMA3_SCALING, "factor": value})
+
+
+@pytest.mark.parametrize("names", [["BertModel"], ["Qwen2ForCausalLM"], "LlamaForCausalLM", [], None, [{"a": 1}], [7]])
+def test_unknown_architecture_lists_the_supported_ones(names: Any) -> None:
+    with pytest.raises(UnknownArchitectureError, match=", ".join(supported())):
+        spec(architectures=names)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_variant_that_would_be_silently_wrong(config: dict[str, Any], word: str) -> None:
+    with pytest.raises(UnknownArchitectureError, match=word):
+        spec(**config)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"num_attention_heads": 5}, "5 heads and 2 key-value heads"),
+        ({"head_dim": 15}, "heads of 15 values"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"attention_bias": "no"}, "attention_bias"),
+        ({"rope_parameters": 7}, "rope_parameters"),
+        ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "low_freq_factor"),
+        ({"rope_parameters": {**tiny.LLAMA3_SCALING, "high_freq_factor": 1.0}}, "high_freq_factor = 1"),
+    ],
+)
+def test_contradiction(config: dict[str, Any], word: str) -> None:
+    with pytest.raises(CorruptCheckpointError, match=word):
+        spec(**config)
+
+
+def test_shapes_are_those_of_the_weights() -> None:
+    for like in (Tiny(), Tiny(tied=False, hidden=96, heads=6, kv_heads=2, head_dim=48, vocab=391)):
+        expected = {name: array.shape for name, array in tiny.weights(like).items()}
+        assert {tensor.hf: tensor.shape for tensor in spec(like).tensors} == expected
+        assert spec(like).parameters == sum(array.size for array in tiny.weights(like).values())
+
+
+def test_defaults_of_a_short_config() -> None:
+    """Old configurations leave out the head size, the key-value heads and everything about rotary positions."""
+    config = tiny.config_of(Tiny())
+    for key in ("head_dim", "num_key_value_heads", "rope_parameters", "rope_theta", "tie_word_embeddings"):
+        del config[key]
+    found = spec_from_config(config)
+    assert (found.head_dim, found.kv_heads, found.rope_theta, found.tied) == (16, 4, 10000.0, False)
+    assert spec_from_config({**config, "head_dim": None, "num_key_value_heads": None, "rope_scaling": None}) == found
+
+
+def test_order_is_the_order_of_reading() -> None:
+    names = [tensor.hf for tensor in spec(Tiny(tied=False)).tensors]
+    layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+    assert names[0] == "model.embed_tokens.weight"
+    assert names[-2:] == ["model.norm.weight", "lm_head.weight"]
+    assert layers == sorted(layers)
+
+
+def test_sliding_window_bounds_the_context() -> None:
+    assert spec(sliding_window=100, max_position_embeddings=512).context_length == 100
+    assert spec(sliding_window=None, max_position_embeddings=512).context_length == 512
+
+
+def test_key_value_cache_by_hand() -> None:
+    assert spec(Tiny(layers=3, kv_heads=2, head_dim=16)).kv_bytes_per_token(2) == 2 * 3 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_llama3_rope_factors_are_the_ratio_of_frequencies(key: str) -> None:
+    """Against the numpy model's own frequencies, written from the paper's ramp; both places of transformers' versions."""
+    config = tiny.config_of(Tiny(head_dim=32, theta=500000.0))
+    config |= {"rope_parameters": None, key: tiny.LLAMA3_SCALING}
+    found = spec_from_config(config)
+    assert found.rope_theta == 500000.0
+    assert found.rope_scaling is not None
+    plain = 500000.0 ** -(np.arange(0, 32, 2) / 32)
+    factors = found.rope_scaling.frequency_factors(32, 500000.0)
+    np.testing.assert_allclose(plain / factors, tiny.llama3_frequencies(plain), rtol=1e-12)
+    assert factors[0] == 1.0
+    assert factors[-1] == 8.0
+    assert len({round(factor, 6) for factor in factors}) >= 3, "the ramp between them is tested too"
