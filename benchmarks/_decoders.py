@@ -1,4 +1,4 @@
-"""The two sides of the decode benchmark, each in a process of its own that lives through all pairs and works in turn."""
+"""The two sides of the decode benchmark: processes that live through all pairs and work in turn."""
 
 from __future__ import annotations
 

@@ -36,6 +36,8 @@ class Usage:
     seconds: float
     peak_mib: float
     """Largest sum of the resident sets of the command and all its descendants."""
+    cpu_seconds: float
+    """User and system time of the command and of every descendant it waited for."""
     output: str
     """What it printed on standard output."""
 
@@ -94,7 +96,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         if process.returncode:
             last = err.read().decode("utf8", "replace").strip()[-2000:]
             raise SystemExit(f"{shlex.join(command)} ended with {process.returncode}:\n{last}")
-        return Usage(seconds, peak / MIB, out.read().decode("utf8", "replace"))
+        return Usage(seconds, peak / MIB, used.ru_utime + used.ru_stime, out.read().decode("utf8", "replace"))
 
 
 def pairs(ours: Callable[[], T], peer: Callable[[], T], count: int, warmup: int) -> list[tuple[T, T]]:

@@ -27,5 +27,9 @@ def extras() -> Mapping[str, Mapping[str, str]]:
 def tested() -> Mapping[str, str]:
     """Package → tested version, from constraints.txt (inside the wheel, or at the root of a checkout)."""
     inside = resources.files("edgekit").joinpath("constraints.txt")
-    text = inside.read_text("utf8") if inside.is_file() else (Path(__file__).parents[1] / "constraints.txt").read_text("utf8")
+    text = (
+        inside.read_text("utf8")
+        if inside.is_file()
+        else (Path(__file__).parents[1] / "constraints.txt").read_text("utf8")
+    )
     return dict(line.split("==") for line in text.splitlines() if "==" in line)

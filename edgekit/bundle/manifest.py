@@ -103,6 +103,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name
     model: Model
     target: TargetRef
+    calibration: Text = ""
+    """What the choice of codes and scales was calibrated on, in words."""
     artefacts: Annotated[tuple[Artefact, ...], Meta(min_length=1)]
     versions: dict[Name, Text] = {}
     """Packages that the bytes depend on, name to version."""

@@ -165,7 +165,7 @@ def _tensor_map(files: list[Path], spec: Spec) -> dict[str, Path]:
         for name in names:
             if name in found:
                 raise CorruptCheckpointError(
-                    f"tensor {ascii(name)} is in {found[name].name} and in {path.name}", expected="one of them"
+                    f"tensor {name!a} is in {found[name].name} and in {path.name}", expected="one of them"
                 )
             found[name] = path
     return found

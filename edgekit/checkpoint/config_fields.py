@@ -37,7 +37,7 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
 
 
 def switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """true or false; `default` when the key is missing or null.
+    """True or false; `default` when the key is missing or null.
 
     Raises:
         CorruptCheckpointError: names the key and what it holds.

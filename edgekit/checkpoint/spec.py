@@ -204,7 +204,8 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
             )
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise UnknownArchitectureError(
-            f"config.json sets the activation {activation!r}", expected="'silu'",
+            f"config.json sets the activation {activation!r}",
+            expected="'silu'",
             remedy="other activations of this family are not supported yet",
         )
     if quantization := table(config, "quantization_config"):
@@ -215,7 +216,8 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
         )
     if real(config, "partial_rotary_factor", 1.0) != 1:
         raise UnknownArchitectureError(
-            "config.json sets partial_rotary_factor", expected="rotary positions on whole heads",
+            "config.json sets partial_rotary_factor",
+            expected="rotary positions on whole heads",
             remedy="this variant of the family is not supported yet",
         )
 

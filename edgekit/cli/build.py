@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgekit.errors import GateError, MissingDependencyError, TextError
+from edgekit.errors import GateError, MissingDependencyError, OptionError, TextError
+from edgekit.options import Container
 
 
 @click.command("build")
@@ -25,15 +26,19 @@ from edgekit.errors import GateError, MissingDependencyError, TextError
 @click.option(
     "--text", type=click.Path(path_type=Path), help="Evaluation text (UTF-8); default: the model writes its own."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evaluation text.")
+@click.option(
+    "--calibration-text", type=click.Path(path_type=Path), help="Calibration text (UTF-8); default: the model's own."
+)
+@click.option("--no-calibration", is_flag=True, help="Let all inputs of a layer weigh the same.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
     "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def command(
-    model: str | None, target: str, bits: int, formats: tuple[str, ...], output: Path, text: Path | None, seed: int,
-    strict: bool, gate: bool, force: bool,
+    model: str | None, target: str, bits: int, formats: tuple[Container, ...], output: Path, text: Path | None,
+    calibration_text: Path | None, no_calibration: bool, seed: int, strict: bool, gate: bool, force: bool,
 ) -> None:  # fmt: skip
     """Build MODEL (a Hugging Face folder; default: the demo, SmolLM2-135M) into a bundle for a board.
 
@@ -45,8 +50,11 @@ def command(
 
     # What is quick to check comes before PyTorch is loaded, which takes seconds.
     board, checkpoint = load(target), resolve(model)
-    if text is not None and not text.is_file():
-        raise TextError(f"there is no text file at {text}", remedy="check the path given with --text")
+    for path in (text, calibration_text):
+        if path is not None and not path.is_file():
+            raise TextError(f"there is no text file at {path}", remedy="check the path")
+    if calibration_text and no_calibration:
+        raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
     try:
         from edgekit.build import Options, build, bundle_name, plans
     except ModuleNotFoundError as error:
@@ -57,8 +65,10 @@ def command(
     from edgekit.progress import Bars
     from edgekit.report.terminal import show
 
-    chosen = tuple(dict.fromkeys(formats))
-    options = Options(bits=bits, formats=chosen, strict=strict, force=force, text=text, seed=seed)  # type: ignore[arg-type]
+    options = Options(
+        bits=bits, formats=tuple(dict.fromkeys(formats)), strict=strict, force=force, text=text,
+        calibrate=not no_calibration, calibration_text=calibration_text, seed=seed,
+    )  # fmt: skip
     bundle = output / bundle_name(checkpoint, board, options)
     refuse_existing(bundle, force)
     plans(checkpoint, board, options)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import click
+
+from edgekit.options import Container
 
 
 @click.command("plan")
@@ -26,7 +28,7 @@ import click
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: str | None, target: str, bits: int, formats: tuple[str, ...], every: bool, strict: bool, as_json: bool
+    model: str | None, target: str, bits: int, formats: tuple[Container, ...], every: bool, strict: bool, as_json: bool
 ) -> None:
     """Show what building MODEL would give: format and real bits of each tensor, size, predicted speed and memory."""
     from edgekit.checkpoint.source import resolve
@@ -36,7 +38,7 @@ def command(
     from edgekit.targets import load
 
     board, checkpoint = load(target), resolve(model)
-    made = [choose(checkpoint.spec, board, container, bits) for container in dict.fromkeys(formats)]  # type: ignore[arg-type]
+    made = [choose(checkpoint.spec, board, container, bits) for container in dict.fromkeys(formats)]
     if strict:
         for plan in made:
             refuse_fallbacks(plan)
@@ -71,9 +73,12 @@ def _show(plan: Any, figure: Any, target: str, every: bool) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:  # a file or pipe has no width: cut no names
+        console = Console(width=160)
     table = Table(title=f"{plan.container.upper()} for {target}: {plan.title()}", title_justify="left")
     for name in ("tensor" if every else "role", "shape", "count", "asked", "format", "bits", "MiB", "note"):
-        table.add_column(name, justify="right" if name in ("count", "asked", "bits", "MiB") else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if name in ("count", "asked", "bits", "MiB") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "tensor", overflow="fold")
     notes: list[str] = []
     for entries in _groups(plan, every):
         first, total = entries[0], sum(e.nbytes for e in entries)

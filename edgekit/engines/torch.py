@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,39 @@ class TorchEngine:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         return made
+
+    @torch.inference_mode()
+    def input_squares(self, weights: Sequence[str], sequences: Sequence[Ids], progress: Advance) -> dict[str, F32]:
+        """Mean square of each input of the named linear layers over all tokens of `sequences`.
+
+        Args:
+            weights: parameter names, "….weight".
+            sequences: token ids (T,) each.
+            progress: called after every sequence.
+
+        Returns:
+            Parameter name → (inputs,).
+        """
+        sums: dict[str, torch.Tensor] = {}
+
+        def listen(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+            def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                square = inputs[0].double().square().flatten(0, -2).sum(dim=0)
+                sums[name] = sums[name] + square if name in sums else square
+
+            return hook
+
+        modules = dict(self._model.named_modules())
+        hooks = [modules[name.removesuffix(".weight")].register_forward_pre_hook(listen(name)) for name in weights]
+        try:
+            for done, ids in enumerate(sequences, 1):
+                self._model(torch.as_tensor(ids)[None], use_cache=False)
+                progress(done, len(sequences))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        count = sum(len(ids) for ids in sequences)
+        return {name: (total / count).float().numpy() for name, total in sums.items()}
 
     def close(self) -> None:
         """See Engine.close."""

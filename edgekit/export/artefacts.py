@@ -18,6 +18,7 @@ from edgekit.export import gguf, onnx, parity
 from edgekit.export.digests import Digests
 from edgekit.export.onnx_builder import build_full_precision
 from edgekit.progress import Progress, counter
+from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, full_precision_plan
 
 ENGINES = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
@@ -48,14 +49,23 @@ class Built:
         return onnx.read_weights(self.path.parent, checkpoint.spec, self.plan)
 
 
-def write(checkpoint: Checkpoint, plan: Plan, folder: Path, scratch: Path, progress: Progress) -> Built:
+def write(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    folder: Path,
+    scratch: Path,
+    progress: Progress,
+    importance: Importance | None = None,
+) -> Built:
     """Quantize and write one artefact below `folder`; `scratch` takes the full-precision graph of an ONNX export."""
     refuse_misfit(checkpoint)
     if plan.container == "gguf":
         path = folder / "gguf" / "model.gguf"
         path.parent.mkdir()
         with progress.step(f"GGUF: quantize and write {len(plan.entries)} tensors") as advance:
-            planned = gguf.write_gguf(checkpoint, plan, path, tick=counter(advance, len(plan.entries)))
+            planned = gguf.write_gguf(
+                checkpoint, plan, path, importance=importance, tick=counter(advance, len(plan.entries))
+            )
         return Built(plan, path, scratch / "full.gguf", planned)
     path, source = folder / "onnx" / "model.onnx", scratch / "onnx-fp32"
     path.parent.mkdir()
@@ -63,7 +73,9 @@ def write(checkpoint: Checkpoint, plan: Plan, folder: Path, scratch: Path, progr
         build_full_precision(checkpoint.root, source)
     matrices = sum(1 for entry in plan.entries if entry.tensor.rule.onnx)
     with progress.step("ONNX: quantize and write") as advance:
-        planned = onnx.write_onnx(checkpoint, plan, source, path.parent, tick=counter(advance, matrices))
+        planned = onnx.write_onnx(
+            checkpoint, plan, source, path.parent, importance=importance, tick=counter(advance, matrices)
+        )
     return Built(plan, path, source / "model.onnx", planned)
 
 

@@ -17,7 +17,8 @@ from edgekit.errors import ParityError
 from edgekit.export.digests import Digests, digest
 from edgekit.export.gguf_vocab import GgufVocab, read_vocab
 from edgekit.grids import get
-from edgekit.quantize.plan import Plan
+from edgekit.quantize.importance import Importance
+from edgekit.quantize.plan import Entry, Plan
 
 Tick = Callable[[str], None]
 
@@ -83,13 +84,16 @@ def _add_vocab(writer: GGUFWriter, vocab: GgufVocab) -> None:
         writer.add_chat_template(vocab.chat_template)
 
 
-def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = lambda _: None) -> Digests:
+def write_gguf(
+    checkpoint: Checkpoint, plan: Plan, path: Path, *, importance: Importance | None = None, tick: Tick = lambda _: None
+) -> Digests:
     """Write the model as `plan` says. Holds one tensor at a time.
 
     Args:
         checkpoint: the full-precision model.
         plan: of container "gguf"; one grid for each tensor.
         path: of the new file (the caller renames it when whole).
+        importance: weighs the inputs of a layer when its codes are chosen; None: all the same.
         tick: called with the name of each written tensor.
 
     Returns:
@@ -120,7 +124,7 @@ def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path, *, tick: Tick = l
         if factors is not None:
             writer.write_tensor_data(factors)
         for entry in plan.entries:
-            blocks, planned[entry.tensor.gguf] = _blocks(checkpoint, entry.tensor, entry.grid)
+            blocks, planned[entry.tensor.gguf] = _blocks(checkpoint, entry, (importance or {}).get(entry.tensor.hf))
             writer.write_tensor_data(blocks)
             tick(entry.tensor.gguf)
     finally:
@@ -143,11 +147,11 @@ def _byte_shape(tensor: TensorSpec, size: int) -> tuple[int, ...]:
     return (*tensor.shape[:-1], size // math.prod(tensor.shape[:-1]))
 
 
-def _blocks(checkpoint: Checkpoint, tensor: TensorSpec, name: str) -> tuple[NDArray[np.uint8], str]:
+def _blocks(checkpoint: Checkpoint, entry: Entry, importance: F32 | None) -> tuple[NDArray[np.uint8], str]:
     """The bytes to store, and the digest of what they stand for."""
+    tensor, grid = entry.tensor, get(entry.grid)
     weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec)
-    grid = get(name)
-    quantized = grid.quantize(weights.reshape(_matrix(tensor)))
+    quantized = grid.quantize(weights.reshape(_matrix(tensor)), importance)
     return grid.pack(quantized)["data"].reshape(-1), digest(grid.dequantize(quantized))
 
 

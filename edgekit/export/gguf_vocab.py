@@ -19,13 +19,15 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-_SHAPES: Mapping[tuple[str, ...], str] = {
-    ("ByteLevel+regex",): "gpt-2",
-    ("Digits", "ByteLevel+regex"): "smollm",
-    (f"Split:{_LLAMA3}", "ByteLevel"): "llama-bpe",
-    (f"Split:{_QWEN2}", "ByteLevel"): "qwen2",
+_SHAPES: Mapping[tuple[bool, *tuple[str, ...]], str] = {
+    (False, "ByteLevel+regex"): "gpt-2",
+    (False, "Digits", "ByteLevel+regex"): "smollm",
+    (True, f"Split:{_LLAMA3}", "ByteLevel"): "llama-bpe",
+    (False, f"Split:{_LLAMA3}", "ByteLevel"): "smaug-bpe",
+    (False, f"Split:{_QWEN2}", "ByteLevel"): "qwen2",
 }
-"""Steps of a tokenizer.json pre-tokenizer → llama.cpp's `tokenizer.ggml.pre` (its src/llama-vocab.cpp)."""
+"""Whether a whole word that is a token needs no merges, and the steps of tokenizer.json's pre-tokenizer → llama.cpp's
+`tokenizer.ggml.pre`, which stands for both (its src/llama-vocab.cpp)."""
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -67,18 +69,26 @@ def _steps(pre: Mapping[str, Any] | None) -> tuple[str, ...]:
     if kind == "Sequence":
         return tuple(step for part in pre["pretokenizers"] for step in _steps(part))
     if kind == "ByteLevel":
-        return ("ByteLevel+regex" if pre.get("use_regex", True) else "ByteLevel",)
+        regex, space = pre.get("use_regex", True), pre.get("add_prefix_space", True)
+        return ("ByteLevel" + ("+regex" if regex else "") + ("+space" if space else ""),)
     if kind == "Digits":
         return ("Digits" if pre.get("individual_digits") else "Digits+groups",)
     if kind == "Split":
-        pattern = pre.get("pattern", {})
-        return (f"Split:{pattern.get('Regex', pattern.get('String'))}",)
+        pattern, way = pre.get("pattern", {}), str(pre.get("behavior"))
+        way = "Split" if way == "Isolated" and not pre.get("invert") else f"Split {way}"
+        return (f"{way}:{pattern.get('Regex', pattern.get('String'))}",)
     return (kind,)
 
 
 def _pre_tokenizer(data: Mapping[str, Any]) -> str:
+    if normalizer := data.get("normalizer"):
+        raise TokenizerError(
+            f"tokenizer.json changes text before it splits it (normalizer {normalizer.get('type')}), which llama.cpp does not",
+            expected="no normalizer",
+            remedy="build with --format onnx only",
+        )
     steps = _steps(data.get("pre_tokenizer"))
-    if name := _SHAPES.get(steps):
+    if name := _SHAPES.get((bool(data["model"].get("ignore_merges")), *steps)):
         return name
     shown = " → ".join(step[:40] for step in steps) or "none"
     raise TokenizerError(
@@ -127,6 +137,37 @@ def _merges(data: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
 
 
+def _scores(data: Mapping[str, Any], tokens: list[str]) -> tuple[float, ...]:
+    """SentencePiece's score of each token: the earlier its first merge, the higher; what no merge makes comes last."""
+    ranks: dict[str, int] = {}
+    merges = _merges(data)
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", "", 1), rank)
+    return tuple(-float(ranks.get(token, len(merges))) for token in tokens)
+
+
+def _space_prefix(data: Mapping[str, Any]) -> bool:
+    """Whether every piece of text between special tokens gets a space in front, the only way llama.cpp knows.
+
+    Raises:
+        TokenizerError: only the first piece gets one, or it depends on the text.
+    """
+    normalizer, pre = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    if any(step.get("type") == "Prepend" for step in steps):
+        return True
+    if pre.get("type") != "Metaspace":
+        return False
+    scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
+    if scheme == "never":
+        return False
+    raise TokenizerError(
+        f"tokenizer.json puts a space in front of text in a way llama.cpp cannot (Metaspace, prepend_scheme {scheme!r})",
+        expected="a normalizer that prepends one, or none",
+        remedy="build with --format onnx only",
+    )
+
+
 def _special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], tokens: list[str]) -> dict[str, int]:
     places = {token: index for index, token in enumerate(tokens)}
     found = {}
@@ -143,8 +184,8 @@ def _special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], token
 
 
 def _adds_bos(data: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    if "add_bos_token" in config:
-        return bool(config["add_bos_token"])
+    if isinstance(told := config.get("add_bos_token"), bool):
+        return told
     processor = data.get("post_processor") or {}
     parts = processor.get("processors", [processor])
     for part in parts:
@@ -170,6 +211,17 @@ def read_vocab(root: Path, rows: int) -> GgufVocab:
         raise TokenizerError(
             f"tokenizer.json holds a {kind} model", expected="BPE", remedy="build with --format onnx only"
         )
+    try:
+        return _vocab(root, data, rows)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise TokenizerError(
+            f"{root / 'tokenizer.json'} lacks or garbles a field ({type(error).__name__}: {error})",
+            expected="what the tokenizers library writes",
+            remedy="download the tokenizer again",
+        ) from error
+
+
+def _vocab(root: Path, data: Mapping[str, Any], rows: int) -> GgufVocab:
     config, generation = _load(root / "tokenizer_config.json"), _load(root / "generation_config.json")
     sentencepiece = bool(data["model"].get("byte_fallback"))
     tokens, types = _token_table(data, rows)
@@ -181,17 +233,9 @@ def read_vocab(root: Path, rows: int) -> GgufVocab:
         tokens=tuple(tokens),
         types=tuple(types),
         merges=() if sentencepiece else _merges(data),
-        # A SentencePiece BPE's score is the negative rank of its merge, and ids are in that order.
-        scores=tuple(-float(index) for index in range(rows)) if sentencepiece else (),
+        scores=_scores(data, tokens) if sentencepiece else (),
         special=_special_ids(config, generation, tokens),
         add_bos=_adds_bos(data, config),
-        add_space_prefix=sentencepiece and _prefixes_space(data),
+        add_space_prefix=sentencepiece and _space_prefix(data),
         chat_template=chat if isinstance(chat, str) else "",
-    )
-
-
-def _prefixes_space(data: Mapping[str, Any]) -> bool:
-    normalizer = json.dumps(data.get("normalizer") or {}) + json.dumps(data.get("pre_tokenizer") or {})
-    return (
-        "Prepend" in normalizer or '"prepend_scheme": "first"' in normalizer or '"add_prefix_space": true' in normalizer
     )

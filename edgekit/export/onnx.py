@@ -20,6 +20,7 @@ from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
 from edgekit.export.digests import Digests, digest
 from edgekit.grids import get
+from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry, Plan
 
 Tick = Callable[[str], None]
@@ -59,27 +60,34 @@ def _initializer(name: str, stored: _Stored, shape: Sequence[int] | None = None)
     return tensor
 
 
-def _stacked(checkpoint: Checkpoint, entries: Sequence[Entry], planned: Digests) -> dict[str, NDArray[Any]]:
-    """Quantize and pack the matrices of one node, rows of one below the other's; notes what they stand for."""
-    parts = []
-    for entry in entries:
-        grid = get(entry.grid)
-        quantized = grid.quantize(checkpoint.read(entry.tensor))
-        planned[entry.tensor.hf] = digest(grid.dequantize(quantized))
-        parts.append(grid.pack(quantized))
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+@dataclass(frozen=True)
+class _Quantizer:
+    """Makes the arrays of one node, and notes in `planned` what they stand for."""
+
+    checkpoint: Checkpoint
+    importance: Importance
+    planned: Digests
+
+    def stacked(self, entries: Sequence[Entry]) -> dict[str, NDArray[Any]]:
+        """The matrices of one node quantized and packed, rows of one below the other's."""
+        parts = []
+        for entry in entries:
+            grid, name = get(entry.grid), entry.tensor.hf
+            quantized = grid.quantize(self.checkpoint.read(entry.tensor), self.importance.get(name))
+            self.planned[name] = digest(grid.dequantize(quantized))
+            parts.append(grid.pack(quantized))
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 class _Writer:
     """Turns the builder's nodes into quantized ones and moves every initializer to the new data file."""
 
-    def __init__(self, source: Path, checkpoint: Checkpoint, plan: Plan, data: _DataFile, tick: Tick) -> None:
+    def __init__(self, source: Path, quantizer: _Quantizer, plan: Plan, data: _DataFile, tick: Tick) -> None:
         self.model = onnx.load(str(source / "model.onnx"), load_external_data=False)
-        self._source, self._checkpoint, self._data, self._tick = source, checkpoint, data, tick
-        self._by_node = _entries_by_node(checkpoint.spec, plan)
+        self._source, self._quantizer, self._data, self._tick = source, quantizer, data, tick
+        self._by_node = _entries_by_node(quantizer.checkpoint.spec, plan)
         self._old = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._new: list[TensorProto] = []
-        self.planned: Digests = {}
         self._producers = {name: node for node in self.model.graph.node for name in node.output}
 
     def run(self) -> onnx.ModelProto:
@@ -119,7 +127,7 @@ class _Writer:
             raise ParityError(f"node {node.name} is a {node.op_type}", expected="a MatMul")
         prefix = node.input[1]
         if not any(tensor.name == f"{prefix}.codes" for tensor in self._new):
-            packed = _stacked(self._checkpoint, entries, self.planned)
+            packed = self._quantizer.stacked(entries)
             self._store(prefix, packed)
             self._tick(node.name)
         return self._matmul(node, prefix, entries)
@@ -151,7 +159,7 @@ class _Writer:
         del self._by_node[node.name]
         producer = self._producers.get(node.input[0])
         prefix = producer.input[0] if producer is not None else node.input[0]
-        packed = _stacked(self._checkpoint, [entry], self.planned)
+        packed = self._quantizer.stacked([entry])
         self._store(prefix, packed)
         self._tick(node.name)
         grid = get(entry.grid)
@@ -195,7 +203,13 @@ def _entries_by_node(spec: Spec, plan: Plan) -> dict[str, list[Entry]]:
 
 
 def write_onnx(
-    checkpoint: Checkpoint, plan: Plan, source: Path, folder: Path, *, tick: Tick = lambda _: None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    source: Path,
+    folder: Path,
+    *,
+    importance: Importance | None = None,
+    tick: Tick = lambda _: None,
 ) -> Digests:
     """Write `folder` from the builder's full-precision `source` folder, one matrix in memory at a time.
 
@@ -204,6 +218,7 @@ def write_onnx(
         plan: of container "onnx".
         source: as :func:`edgekit.export.onnx_builder.build_full_precision` writes it.
         folder: an existing, empty folder.
+        importance: weighs the inputs of a layer when its codes are chosen; None: all the same.
         tick: called with the name of each node written.
 
     Returns:
@@ -213,15 +228,17 @@ def write_onnx(
         ParityError: the graph is not the one this version of edgekit knows.
     """
     with (folder / DATA).open("wb") as stream:
-        writer = _Writer(source, checkpoint, plan, _DataFile(stream), tick)
-        model = writer.run()
+        quantizer = _Quantizer(checkpoint, importance or {}, {})
+        model = _Writer(source, quantizer, plan, _DataFile(stream), tick).run()
     _drop_unused(model)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
     for name in ("genai_config.json", *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    return writer.planned
+    # The builder writes what transformers made of it, which can split text by other rules than the file's own.
+    shutil.copyfile(checkpoint.root / "tokenizer.json", folder / "tokenizer.json")
+    return quantizer.planned
 
 
 def _check_structure(model: onnx.ModelProto, folder: Path) -> None:

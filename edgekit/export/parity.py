@@ -25,20 +25,29 @@ Encode = Callable[[str], list[int]]
 
 
 def _original(root: Path) -> Any:
-    """The tokenizer in transformers, the authority.
+    """The tokenizer in transformers, the authority, with the rules that tokenizer.json states.
+
+    AutoTokenizer would be wrong here: transformers 5 replaces the rules of a file whose configuration names
+    LlamaTokenizer by those of that class, and so gives other ids than the model was trained with
+    (transformers issue 45488).
 
     Raises:
         TokenizerError: transformers cannot load it.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would remark on the other class
     try:
-        return AutoTokenizer.from_pretrained(str(root), local_files_only=True, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(str(root), local_files_only=True)
     except Exception as error:
         raise TokenizerError(
             f"transformers cannot load the tokenizer in {root} ({str(error).splitlines()[0][:200]})",
             remedy="save the tokenizer again with save_pretrained",
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def check_tokenizer(root: Path, shipped: Path, sides: dict[str, Encode]) -> Golden:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import OptionError
 from edgekit.grids import get
-from edgekit.quantize.plan import Container, Plan, make_plan
+from edgekit.options import Container
+from edgekit.quantize.plan import Plan, make_plan
 from edgekit.targets import Target
 
 BITS = (3, 4, 8)

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import GridError, StrictError
 from edgekit.grids import get
-
-Container = Literal["gguf", "onnx"]
+from edgekit.options import Container
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,17 @@ class Plan:
         kept = sum(e.tensor.parameters for e in linear if get(e.grid).nominal_bits <= self.bits)
         return kept / sum(e.tensor.parameters for e in linear)
 
-    def title(self) -> str:
-        """One sentence for the head of a report; never calls a model what its bytes are not."""
-        text = f"{self.bits} bits requested, {self.effective_bits:.2f} bits per weight in the file"
+    def title(self, file_bits: float | None = None) -> str:
+        """One sentence for the head of a report; never calls a model what its bytes are not.
+
+        Args:
+            file_bits: bits per weight counted from a written file; None: of the planned tensors.
+        """
+        text = f"{self.bits} bits requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
         if self.honest_share < 1:
-            text += f"; only {math.floor(100 * self.honest_share)}% of the linear weights are in {self.bits}-bit codes: "
+            text += (
+                f"; only {math.floor(100 * self.honest_share)}% of the linear weights are in {self.bits}-bit codes: "
+            )
             text += f"not a {self.bits}-bit model"
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
             text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
@@ -190,8 +194,8 @@ def refuse_fallbacks(plan: Plan) -> None:
     stored = [e for e in linear if get(e.grid).stored_bits > get(e.grid).nominal_bits]
     if stored:
         raise StrictError(
-            f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has no "
-            f"{plan.bits}-bit kernel",
+            f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has "
+            f"no {plan.bits}-bit kernel",
             expected=f"{plan.bits} bits in the file",
             remedy="drop --strict, or ask for 4 bits",
         )

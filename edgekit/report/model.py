@@ -95,6 +95,8 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     target_title: str
     text: str
     """What the coherence figures were measured on, in words."""
+    calibration: str
+    """What the choice of codes and scales was calibrated on, in words."""
     artefacts: Annotated[tuple[Artefact, ...], Meta(min_length=1)]
     samples: tuple[Sample, ...]
     seconds: dict[str, float]

@@ -36,6 +36,7 @@ def show(report: Report) -> None:
         _say(console, f"{rows.name(artefact)} ", f"{word}: {artefact.title}", _STYLES[word])
     console.print(_table(console, report))
     _say(console, "Measured on this host, on ", report.text)
+    _say(console, "Calibration: ", report.calibration)
     for artefact in report.artefacts:
         if not artefact.verdict.passed:
             _say(console, f"{rows.name(artefact)} ", artefact.verdict.sentence, "red")

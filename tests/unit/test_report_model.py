@@ -109,6 +109,7 @@ def report(**changes: Any) -> Report:
         "target": "rpi5",
         "target_title": "Raspberry Pi 5",
         "text": "16 sequences, 2560 tokens, written by the model itself",
+        "calibration": "importance of each input on 16 sequences, 2048 tokens, from a text file",
         "artefacts": (artefact(), artefact(bad, format="onnx", engine="onnxruntime", fallbacks=())),
         "samples": (
             Sample(prompt="Once upon", original=said, artefacts={"gguf": said, "onnx": "The sea is calling."}),

@@ -1,0 +1,129 @@
+"""What the full-precision model is asked during a build: text to calibrate and to judge on, and its sealed answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgekit.bundle.tokenizer import Tokenizer
+from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.coherence import reference, text
+from edgekit.engines.base import Ids
+from edgekit.engines.torch import TorchEngine
+from edgekit.options import Options
+from edgekit.progress import Progress
+from edgekit.quantize.importance import Importance, gather
+
+_PACKAGES = (
+    "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "gguf", "llama-cpp-python", "numpy",
+    "tokenizers", "safetensors",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that the bytes of a bundle depend on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token sequences for the two purposes; they have no sequence in common unless the user gives one file for both."""
+
+    evaluation: text.EvalText
+    calibration: text.EvalText | None
+
+
+def make_texts(engine: TorchEngine, tokenizer: Tokenizer, options: Options, progress: Progress) -> Texts:
+    """Read or generate the evaluation and the calibration text.
+
+    Raises:
+        TextError: a text file is missing, empty, not UTF-8 or too short.
+    """
+    calibrate = options.calibrate
+    wanted = int(options.text is None) + int(calibrate and options.calibration_text is None)
+    own = iter(_generate(engine, tokenizer, options, wanted, progress))
+    evaluation = _from_file(options.text, tokenizer, options) if options.text else next(own)
+    if not calibrate:
+        return Texts(evaluation, None)
+    return Texts(
+        evaluation, _from_file(options.calibration_text, tokenizer, options) if options.calibration_text else next(own)
+    )
+
+
+def _from_file(path: Path, tokenizer: Tokenizer, options: Options) -> text.EvalText:
+    return text.from_file(path, tokenizer.encode, options.sequences, options.length, bos=tokenizer.bos_id)
+
+
+def _generate(
+    engine: TorchEngine, tokenizer: Tokenizer, options: Options, texts: int, progress: Progress
+) -> list[text.EvalText]:
+    """`texts` different texts, sampled all at once: a batch costs little more than a single sequence."""
+    if not texts:
+        return []
+    starts = text.starts(options.sequences, tokenizer.bos_id, tokenizer.encode)
+    first = [int(ids[0]) for ids in starts]
+    title = f"text: the full-precision model writes {texts * options.sequences} × {options.length} tokens"
+    with progress.step(title) as advance:
+        rows: Sequence[Ids] = list(engine.sample_batch(first * texts, options.length, options.seed, advance))
+    made = []
+    for index in range(texts):
+        part = rows[index * options.sequences : (index + 1) * options.sequences]
+        beginnings = [ids[:1] for ids in starts]
+        made.append(
+            text.self_generated(
+                lambda _starts, _length, _seed, part=part: part,  # type: ignore[misc]
+                beginnings, options.length, options.seed, engine.vocab_size,
+            )
+        )  # fmt: skip
+    return made
+
+
+def calibrate(engine: TorchEngine, checkpoint: Checkpoint, texts: Texts, progress: Progress) -> Importance | None:
+    """Importance of every linear input on the calibration text; None when there is none."""
+    if texts.calibration is None:
+        return None
+    with progress.step("calibration: importance of every layer's inputs") as advance:
+        return gather(engine, checkpoint.spec, texts.calibration.sequences, advance)
+
+
+def seal(
+    engine: TorchEngine,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    evaluation: text.EvalText,
+    seed: int,
+    progress: Progress,
+) -> reference.Reference:
+    """Record what the full-precision model says on the evaluation text and the fixed prompts."""
+    origin = reference.Origin(
+        model=checkpoint.name, model_sha256=checkpoint.sha256, seed=seed, text=evaluation.kind,
+        text_sha256=evaluation.sha256, versions=versions(),
+    )  # fmt: skip
+    prompts = _prompts(tokenizer)
+    with progress.step(f"reference: the full-precision model continues {len(prompts)} prompts") as advance:
+        limit = reference.DEFAULT_CONTINUATION_TOKENS
+        continuations = engine.greedy_batch(prompts, limit, tokenizer.stop_ids, advance)
+    with progress.step("reference: seal what the full-precision model says") as advance:
+        return reference.seal(
+            engine, evaluation.sequences, prompts, origin=origin, stop=tokenizer.stop_ids, progress=advance,
+            continuations=continuations,
+        )  # fmt: skip
+
+
+def _prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    """The fixed prompts as token ids; chat prompts go through the chat template where there is one."""
+    made = []
+    for prompt in text.fixed_prompts():
+        if prompt.kind == "chat" and tokenizer.template is not None:
+            made.append(tokenizer.chat_ids([{"role": "user", "content": prompt.text}]))
+        else:
+            made.append(tokenizer.encode(prompt.text))
+    return made

@@ -1,0 +1,154 @@
+"""What a build writes down about itself: the report (measurements) and the manifest (facts)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from edgekit import __version__
+from edgekit.bundle import manifest
+from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.coherence import gates, metrics, reference
+from edgekit.engines.base import Ids
+from edgekit.export.artefacts import ENGINES, Built
+from edgekit.options import Options
+from edgekit.original import Texts, versions
+from edgekit.quantize.predict import Prediction
+from edgekit.report import model as reports
+from edgekit.targets import Target
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything known of one artefact at the end of a build."""
+
+    built: Built
+    prediction: Prediction
+    parity: reports.Parity
+    truncation_kl: float
+    coherence: metrics.Coherence
+    verdict: gates.Verdict
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits per weight counted from the files: all their bytes over all parameters."""
+        return 8 * self.built.nbytes / sum(entry.tensor.parameters for entry in self.built.plan.entries)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What report and manifest are made from."""
+
+    checkpoint: Checkpoint
+    target: Target
+    options: Options
+    name: str
+    results: Sequence[Result]
+    texts: Texts
+    sealed: reference.Reference
+
+    def report(self, samples: Sequence[reports.Sample], seconds: Mapping[str, float]) -> reports.Report:
+        """The measurements; `seconds` are those of the build's stages."""
+        checkpoint = self.checkpoint
+        return reports.Report(
+            edgekit=__version__, name=self.name, model=checkpoint.name, source=checkpoint.source,
+            parameters=checkpoint.spec.parameters, caveats=(checkpoint.caveat,) if checkpoint.caveat else (),
+            target=self.target.name, target_title=self.target.title, text=self._text_in_words(),
+            calibration=self.calibration_in_words(),
+            artefacts=tuple(_artefact_report(result) for result in self.results), samples=tuple(samples),
+            seconds={stage: round(value, 2) for stage, value in seconds.items()},
+            host=reports.Host(
+                machine=platform.machine(), system=f"{platform.system()} {platform.release()}",
+                python=platform.python_version(), cpus=os.cpu_count() or 1, versions=versions(),
+            ),
+        )  # fmt: skip
+
+    def _text_in_words(self) -> str:
+        size = _size(self.sealed.sequences.lists())
+        if self.sealed.meta.origin.text == "file":
+            return f"{size} from a text file (sha256 {self.sealed.meta.origin.text_sha256[:12]})"
+        return (
+            f"{size} written by the full-precision model itself (seed {self.options.seed}, temperature 1): it is "
+            "judged on its own distribution, which other text may leave; --text measures on yours"
+        )
+
+    def calibration_in_words(self) -> str:
+        """What the choice of codes and scales was calibrated on."""
+        text = self.texts.calibration
+        if text is None:
+            return "none: all inputs of a layer weigh the same"
+        made = "written by the full-precision model itself" if text.kind == "self-generated" else "from a text file"
+        return f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
+
+    def manifest(self) -> manifest.Manifest:
+        """The facts, without the files' checksums."""
+        checkpoint = self.checkpoint
+        return manifest.Manifest(
+            edgekit=__version__, name=self.name,
+            model=manifest.Model(
+                name=checkpoint.name, architecture=checkpoint.spec.architecture, source=checkpoint.source,
+                sha256=checkpoint.sha256, parameters=checkpoint.spec.parameters,
+            ),
+            target=manifest.TargetRef(id=self.target.name, sha256=_target_sha256(self.target)),
+            calibration=self.calibration_in_words(),
+            artefacts=tuple(_manifest_artefact(result) for result in self.results),
+            versions=versions(), seeds={"text": self.options.seed},
+            predicted={name: figure for result in self.results for name, figure in _figures(result).items()},
+        )  # fmt: skip
+
+
+def _size(sequences: Sequence[Ids]) -> str:
+    return f"{len(sequences)} sequences, {sum(len(ids) for ids in sequences)} tokens,"
+
+
+def _artefact_report(result: Result) -> reports.Artefact:
+    plan, total = result.built.plan, result.built.plan.nbytes
+    reasons = sorted({f"{e.tensor.role}: {e.reason}, so {e.grid}" for e in plan.entries if e.reason})
+    return reports.Artefact(
+        format=plan.container, engine=ENGINES[plan.container], title=plan.title(result.effective_bits),
+        requested_bits=plan.bits, effective_bits=result.effective_bits, bytes=result.built.nbytes,
+        shares={grid: size / total for grid, size in plan.shares().most_common()}, fallbacks=tuple(reasons),
+        predicted=reports.Predicted(
+            ram_mib=result.prediction.ram_mib, usable_mib=result.prediction.usable_mib,
+            bytes_per_token=result.prediction.bytes_per_token, tokens_per_second=result.prediction.tokens_per_second,
+            basis=result.prediction.basis,
+        ),
+        parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
+    )  # fmt: skip
+
+
+def _target_sha256(target: Target) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.to_builtins(target, str_keys=True), order="sorted")).hexdigest()
+
+
+def _manifest_artefact(result: Result) -> manifest.Artefact:
+    plan = result.built.plan
+    return manifest.Artefact(
+        format=plan.container, path=f"{result.built.path.parent.name}/{result.built.path.name}",
+        engine="llama.cpp" if plan.container == "gguf" else "onnxruntime", requested_bits=plan.bits,
+        effective_bits=result.effective_bits,
+        plan=tuple(
+            manifest.PlanEntry(
+                tensor=e.tensor.hf, role=e.tensor.role, shape=e.tensor.shape, requested_bits=e.requested_bits,
+                grid=e.grid, bits=e.bits, bytes=e.nbytes, reason=e.reason or None,
+            )
+            for e in plan.entries
+        ),
+    )  # fmt: skip
+
+
+def _figures(result: Result) -> dict[str, manifest.Figure]:
+    container, prediction = result.built.plan.container, result.prediction
+    found = {
+        "ram": manifest.Figure(value=prediction.ram_mib, unit="MiB", source="weights x multiplier + KV cache"),
+        "bytes_per_token": manifest.Figure(value=float(prediction.bytes_per_token), unit="B", source="plan"),
+    }
+    if (speed := prediction.tokens_per_second) is not None:
+        source = f"bandwidth / bytes per token, {prediction.basis}"
+        found["decode"] = manifest.Figure(value=speed, unit="tokens/s", source=source)
+    return {f"{container}.{name}": figure for name, figure in found.items()}
