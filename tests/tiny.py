@@ -55,7 +55,7 @@ class Tiny:
     seed: int = 0
 
 
-def make(folder: Path, tiny: Tiny = Tiny(), **config: Any) -> Path:  # noqa: B008
+def make(folder: Path, tiny: Tiny = Tiny(), **config: Any) -> Path:
     """Write the checkpoint to the new folder and return it; keywords override keys of config.json."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", {**config_of(tiny), **config})
@@ -159,9 +159,11 @@ def forward(stored: Weights, tiny: Tiny, ids: NDArray[np.int64]) -> F64:
         x = x + _attention(_rms(x, w[f"{name}.input_layernorm.weight"]), w, f"{name}.self_attn", tiny)
         h = _rms(x, w[f"{name}.post_attention_layernorm.weight"])
         gate = h @ w[f"{name}.mlp.gate_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w[f"{name}.mlp.up_proj.weight"].T)) @ w[
-            f"{name}.mlp.down_proj.weight"
-        ].T
+        x = (
+            x
+            + (gate / (1 + np.exp(-gate)) * (h @ w[f"{name}.mlp.up_proj.weight"].T))
+            @ w[f"{name}.mlp.down_proj.weight"].T
+        )
     head = w["model.embed_tokens.weight" if tiny.tied else "lm_head.weight"]
     out: F64 = _rms(x, w["model.norm.weight"]) @ head.T
     return out
@@ -220,7 +222,7 @@ def _decode(stored: NDArray[Any], dtype: str) -> F32:
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
-def write_weights(folder: Path, tensors: Weights, tiny: Tiny = Tiny()) -> None:  # noqa: B008
+def write_weights(folder: Path, tensors: Weights, tiny: Tiny = Tiny()) -> None:
     """model.safetensors, or `tiny.shards` files and their index."""
     names = list(tensors)
     if tiny.shards == 1:

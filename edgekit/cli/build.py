@@ -46,13 +46,15 @@ def command(
     does not say what the original says is stopped.
     """
     from edgekit.checkpoint.source import resolve
+    from edgekit.checkpoint.tokenizer_fit import refuse_misfit
     from edgekit.targets import load
 
     # What is quick to check comes before PyTorch is loaded, which takes seconds.
     board, checkpoint = load(target), resolve(model)
-    for path in (text, calibration_text):
+    refuse_misfit(checkpoint)
+    for option, path in (("--text", text), ("--calibration-text", calibration_text)):
         if path is not None and not path.is_file():
-            raise TextError(f"there is no text file at {path}", remedy="check the path")
+            raise TextError(f"there is no text file at {path}", remedy=f"check the path given with {option}")
     if calibration_text and no_calibration:
         raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
     try:

@@ -50,8 +50,6 @@ class OrtEngine:
         self._caches = [f"{layer}.{side}" for layer in range(self._layers) for side in ("key", "value")]
         self._binding: Any = None
         self._past: dict[str, Any] = {}
-        self._mask = np.ones((1, self.max_context), dtype=np.int64)
-        self._rows: F32 = np.empty((1, 0, self.vocab_size), dtype=np.float32)
         self._length = 0
 
     def _read_config(self, folder: Path) -> tuple[int, int, int]:
@@ -108,14 +106,12 @@ class OrtEngine:
 
     def _run(self, ids: Ids) -> F32:
         self._length += len(ids)
+        rows = np.empty((1, len(ids), self.vocab_size), dtype=np.float32)
         self._binding.bind_cpu_input("input_ids", ids[None])
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, : self._length])
-        if self._rows.shape[1] != len(ids):  # decoding keeps one buffer: a new one for each token costs 2 % of its time
-            self._rows = np.empty((1, len(ids), self.vocab_size), dtype=np.float32)
-            address = self._rows.ctypes.data
-            self._binding.bind_output("logits", "cpu", 0, np.float32, self._rows.shape, address)
+        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._length), dtype=np.int64))
+        self._binding.bind_output("logits", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
         self._session.run_with_iobinding(self._binding)
-        last: F32 = self._rows[0, -1].copy()
+        last: F32 = rows[0, -1]
         return last
 
     def close(self) -> None:

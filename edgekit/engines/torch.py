@@ -11,11 +11,26 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.engines.base import F32, Ids
+from edgekit.errors import BadWeightsError
 from edgekit.progress import Advance
 
 
+def _refuse_infinite(name: str, weights: torch.Tensor) -> None:
+    if not bool(torch.isfinite(weights).all()):
+        count = int((~torch.isfinite(weights)).sum())
+        raise BadWeightsError(
+            f"tensor {name} holds {count} NaN or infinite values",
+            expected="finite weights",
+            remedy="the checkpoint is broken: use an earlier one",
+        )
+
+
 class TorchEngine:
-    """A Hugging Face causal language model; its weights can be replaced to see what a quantized model should say."""
+    """A Hugging Face causal language model; its weights can be replaced to see what a quantized model should say.
+
+    Raises:
+        BadWeightsError: a tensor holds NaN or infinity.
+    """
 
     name = "torch"
 
@@ -31,6 +46,8 @@ class TorchEngine:
         self.max_context = min(context, int(getattr(self._model.config, "max_position_embeddings", context)))
         self._cache: Any = None
         self._named = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, weights in self._named.items():
+            _refuse_infinite(name, weights)
 
     def replace(self, weights: Iterable[tuple[str, F32]]) -> None:
         """Overwrite parameters by Hugging Face name; a tied head follows its embedding."""

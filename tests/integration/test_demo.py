@@ -98,7 +98,7 @@ def test_onnxruntime_genai_loads_the_folder_and_agrees(bundle: Path) -> None:
     parameters.set_search_options(max_length=len(prompt) + 24, do_sample=False)
     generator = genai.Generator(model, parameters)
     generator.append_tokens(np.array(prompt, dtype=np.int32))
-    theirs = []
+    theirs: list[int] = []
     while not generator.is_done() and len(theirs) < 24:
         generator.generate_next_token()
         theirs.append(int(generator.get_next_tokens()[0]))

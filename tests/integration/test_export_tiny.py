@@ -41,6 +41,7 @@ from edgekit.export import artefacts, gguf, parity  # noqa: E402
 from edgekit.export import onnx as onnx_export  # noqa: E402
 from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
 from edgekit.export.onnx_builder import build_full_precision  # noqa: E402
+from edgekit.options import Container
 from edgekit.progress import Quiet  # noqa: E402
 from edgekit.quantize.choose import choose  # noqa: E402
 from edgekit.quantize.plan import Container  # noqa: E402
@@ -218,9 +219,7 @@ def test_tied_embedding_is_stored_once_in_onnx(original: Originals, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "bits"), [("tied", 4), ("untied", 8), ("sharded", 3)])
-def test_genai_generates_what_our_engine_generates(
-    name: str, bits: int, original: Originals, tmp_path: Path
-) -> None:
+def test_genai_generates_what_our_engine_generates(name: str, bits: int, original: Originals, tmp_path: Path) -> None:
     made = original(name)
     folder = made.write("onnx", bits, tmp_path / "out").path.parent
     prompt, count = made.sequences[0][:12], 16
@@ -299,7 +298,9 @@ def test_changed_rope_theta_is_caught(container: Container, original: Originals,
         build_full_precision(folder, graph)
     forged = Original(made.like, wrong, graph)
     built = forged.write(container, 8, tmp_path / "out")
-    with pytest.raises(ParityError, match=rf"unquantized {container.upper()} export differs .*position \d+ \(token \d+\)"):
+    with pytest.raises(
+        ParityError, match=rf"unquantized {container.upper()} export differs .*position \d+ \(token \d+\)"
+    ):
         Checked(made, forged).check(built)
 
 
@@ -328,9 +329,7 @@ def test_rows_left_in_the_wrong_order_are_caught(
         made.check(built)
 
 
-def test_forgotten_rope_scaling_is_caught(
-    original: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forgotten_rope_scaling_is_caught(original: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = original("llama3")
     monkeypatch.setattr(gguf, "_rope_factors", lambda _: None)
     built = made.write("gguf", 8, tmp_path / "out")
@@ -371,12 +370,17 @@ def test_altered_scale_or_code_in_onnx_is_caught(
     made = original("tied")
     built = made.write("onnx", 4, tmp_path / "out")
     model = onnx.load(str(built.path), load_external_data=False)
-    tensor = next(t for t in model.graph.initializer if victim in t.name and t.name.endswith(what))
+    kinds = ("GatherBlockQuantized", "MatMulNBits")
+    node = next(node for node in model.graph.node if node.op_type in kinds and victim in node.name.replace("/", "."))
+    name = node.input[2 if what == "scales" else kinds.index(node.op_type)]
+    tensor = next(t for t in model.graph.initializer if t.name == name)
     place = int(next(e.value for e in tensor.external_data if e.key == "offset"))
     with built.path.with_name(onnx_export.DATA).open("r+b") as stream:
         stream.seek(place)
         old = stream.read(4)
-        new = (np.frombuffer(old, np.float32) * np.float32(1.001)).tobytes() if what == "scales" else bytes([old[0] ^ 1])
+        new = (
+            (np.frombuffer(old, np.float32) * np.float32(1.001)).tobytes() if what == "scales" else bytes([old[0] ^ 1])
+        )
         stream.seek(place)
         stream.write(new)
     with pytest.raises(ParityError, match=f"tensor {culprit} does not decode to what was planned"):

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from edgekit.bundle import manifest as schema
 from edgekit.bundle.bundle import open_bundle, write_manifest
 from edgekit.bundle.manifest import Artefact, Figure, FileEntry, Manifest, Model, PlanEntry, TargetRef
 from edgekit.bundle.paths import check_path
 from edgekit.errors import BundleError, EdgekitError, InputNotFoundError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 SHA = "ab" * 32
 

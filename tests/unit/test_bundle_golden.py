@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from edgekit.bundle.golden import CHATS, CORPUS, check_golden, first_difference, golden_ids, read_golden, write_golden
 from edgekit.errors import BundleError, ParityError
 

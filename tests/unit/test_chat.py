@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors
+
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.chat import generate_text, picker, prompt_ids
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import BadWeightsError, OptionError, TokenizerError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<stop>")
 CHATML = (

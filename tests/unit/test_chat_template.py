@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from edgekit.bundle.template import render
-from edgekit.errors import TokenizerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from edgekit.bundle.template import render
+from edgekit.errors import TokenizerError
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = [

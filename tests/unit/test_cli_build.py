@@ -49,6 +49,14 @@ def test_unknown_target(cli: Cli, sound: Path, out: Path) -> None:
 
 def test_missing_text(cli: Cli, sound: Path, out: Path) -> None:
     cli("build", sound, "-o", out, "--text", "/no/such.txt").refused(28, "/no/such.txt", "--text")
+    cli("build", sound, "-o", out, "--calibration-text", "/no/such.txt").refused(28, "--calibration-text")
+    assert not out.exists()
+
+
+def test_calibration_text_and_no_calibration_contradict(cli: Cli, sound: Path, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "text.txt").write_text("Some words.")
+    arguments = ("--calibration-text", tmp_path / "text.txt", "--no-calibration")
+    cli("build", sound, "-o", out, *arguments).refused(29, "--no-calibration")
     assert not out.exists()
 
 

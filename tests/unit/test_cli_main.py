@@ -23,7 +23,9 @@ def python(*code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["-h"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     """What makes a start slow is imports: none of these may be loaded to print a help text."""
-    heavy = "{'numpy', 'rich', 'torch', 'transformers', 'gguf', 'onnx', 'onnxruntime', 'msgspec', 'jinja2', 'tokenizers'}"
+    heavy = (
+        "{'numpy', 'rich', 'torch', 'transformers', 'gguf', 'onnx', 'onnxruntime', 'msgspec', 'jinja2', 'tokenizers'}"
+    )
     ran = python(
         "import sys", "from edgekit.cli.main import main",
         f"try: main({arguments!r})", "except SystemExit as stop: assert stop.code == 0, stop.code",

@@ -126,7 +126,7 @@ def report_of(formats: tuple[str, ...], kl: float | None = None) -> bytes:
     return reports.to_json(
         reports.Report(
             edgekit="0", name="tiny", model="tiny", source="a test", parameters=1, caveats=(), target="rpi5",
-            target_title="x", text="x", artefacts=artefacts, samples=(), seconds={}, host=host,
+            target_title="x", text="x", calibration="x", artefacts=artefacts, samples=(), seconds={}, host=host,
         )
     )  # fmt: skip
 

@@ -18,8 +18,10 @@ FLOORS = {
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}
-DEVICE = ("errors", "files", "grids", "targets", "target_", "toml_lines", "engines/base", "engines/opening", "engines/ort",
-          "engines/llamacpp", "bundle", "coherence", "chat", "sampling", "progress", "options")  # fmt: skip
+DEVICE = (
+    "errors", "files", "grids", "targets", "target_", "toml_lines", "engines/base", "engines/opening", "engines/ort",
+    "engines/llamacpp", "bundle", "coherence", "chat", "sampling", "progress", "options",
+)  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "__init__.py")
 
 ON_DEVICE = [path for path in MODULES if path.relative_to(PACKAGE).as_posix().startswith(DEVICE)]

@@ -99,9 +99,7 @@ def test_models_that_are_no_bpe(kind: str, tmp_path: Path) -> None:
         (lambda pre: pre["pretokenizers"].append({"type": "Whitespace"}), "Whitespace"),
     ],
 )
-def test_splits_that_llama_cpp_has_no_name_for(
-    change: Callable[[Any], object], words: str, tmp_path: Path
-) -> None:
+def test_splits_that_llama_cpp_has_no_name_for(change: Callable[[Any], object], words: str, tmp_path: Path) -> None:
     """Near misses: one option differs, and the ids of some text with it."""
     changed(folder(tmp_path, "smollm"), lambda data: change(data["pre_tokenizer"]))
     with pytest.raises(TokenizerError, match=rf"no name for here \(.*{words}.*--format onnx only"):
@@ -195,7 +193,9 @@ def test_special_tokens_from_the_generation_config(tmp_path: Path) -> None:
     assert read_vocab(made, SIZE).special["eos"] == 2
 
 
-@pytest.mark.parametrize(("kind", "adds"), [("smollm", False), ("gpt2", False), ("llama3", True), ("sentencepiece", True)])
+@pytest.mark.parametrize(
+    ("kind", "adds"), [("smollm", False), ("gpt2", False), ("llama3", True), ("sentencepiece", True)]
+)
 def test_begin_of_text(kind: str, adds: bool, tmp_path: Path) -> None:
     assert vocab(kind, tmp_path).add_bos is adds
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import Any
 
-import edgekit.grids as grids
 import numpy as np
 import pytest
-from edgekit.errors import BadWeightsError, FileFormatError, GridError
-from edgekit.grids import GRIDS, Grid, Quantized, get, parallel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+import edgekit.grids as grids
+from edgekit.errors import BadWeightsError, FileFormatError, GridError
+from edgekit.grids import GRIDS, Grid, Quantized, get, parallel
 
 HAS_GGML = importlib.util.find_spec("llama_cpp") is not None
 PLAIN = ("F32", "F16", "BF16")

@@ -8,15 +8,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from gguf.quants import dequantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from edgekit.errors import BadWeightsError, MissingDependencyError
 from edgekit.grids import ggml
 from edgekit.grids.base import Quantized
 from edgekit.grids.ggml_types import TYPES, GgmlType, type_of_id
 from edgekit.grids.gguf import GGUF_GRIDS, GgufGrid
-from gguf.quants import dequantize
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 needs_ggml = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python")
 IN_GGUF_PY = [name for name in TYPES if name in gguf.GGMLQuantizationType.__members__]

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgekit.errors import FileFormatError, GridError
-from edgekit.grids.onnx import ONNX_GRIDS, OnnxGrid, tied_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from edgekit.errors import FileFormatError, GridError
+from edgekit.grids.onnx import ONNX_GRIDS, OnnxGrid, tied_head
 
 LINEAR = [name for name, grid in ONNX_GRIDS.items() if not grid.embedding]
 EMBEDDING = [name for name, grid in ONNX_GRIDS.items() if grid.embedding]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import tiny
+
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.quantize.importance import gather
 

@@ -15,8 +15,9 @@ from tiny import Tiny
 from edgekit.checkpoint.spec import Spec, spec_from_config
 from edgekit.errors import GridError, OptionError, StrictError
 from edgekit.grids import get
+from edgekit.options import Container
 from edgekit.quantize.choose import choose
-from edgekit.quantize.plan import Container, Plan, full_precision_plan, make_plan, refuse_fallbacks
+from edgekit.quantize.plan import Plan, full_precision_plan, make_plan, refuse_fallbacks
 from edgekit.targets import load
 
 SMOLLM2 = Tiny(hidden=576, ffn=1536, layers=30, heads=9, kv_heads=3, head_dim=64, vocab=49152)

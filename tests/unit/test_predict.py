@@ -10,8 +10,9 @@ from tiny import Tiny
 
 from edgekit.checkpoint.spec import Spec, spec_from_config
 from edgekit.errors import DoesNotFitError
+from edgekit.options import Container
 from edgekit.quantize.choose import choose
-from edgekit.quantize.plan import Container, Plan
+from edgekit.quantize.plan import Plan
 from edgekit.quantize.predict import predict, refuse_too_big
 from edgekit.targets import Target, load, usable_mib
 
