@@ -55,7 +55,7 @@ def _edgekit(container: str, setup: Setup) -> Generator:
 def _llama(setup: Setup) -> Generator:
     import llama_cpp
 
-    # Flash attention is off by default here and automatic in llama.cpp itself; on is the faster of the two.
+    # Off is this class's default; our engine leaves llama.cpp's own, automatic. On makes both compute attention alike.
     model = llama_cpp.Llama(
         str(setup.path), n_ctx=setup.context, n_threads=setup.threads, n_threads_batch=setup.threads, logits_all=False,
         flash_attn=True, verbose=False,

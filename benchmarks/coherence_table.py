@@ -38,7 +38,8 @@ def _row(artefact: reports.Artefact) -> str:
     rise = "" if c.generation is None else f"{c.generation.seq_rep_4_rise:+.3f}"
     interval = "" if c.kl_mean_low is None else f" ({c.kl_mean_low:.3f}–{c.kl_mean_high:.3f})"
     cells = (
-        f"{artefact.requested_bits} bits", f"{artefact.format.upper()}, mostly {grid}", f"{artefact.effective_bits:.2f}",
+        f"{artefact.requested_bits} bits", f"{artefact.format.upper()}, mostly {grid}",
+        f"{artefact.effective_bits:.2f}",
         f"{artefact.bytes / 2**20:.1f}", f"{c.kl_mean:.3f}{interval}", f"{c.kl_p99:.2f}", f"{c.same_top:.1%}",
         f"{c.ppl_engine:.1f} (original {c.ppl_reference:.1f})", rise, artefact.verdict.result,
     )  # fmt: skip

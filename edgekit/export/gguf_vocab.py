@@ -83,7 +83,8 @@ def _steps(pre: Mapping[str, Any] | None) -> tuple[str, ...]:
 def _pre_tokenizer(data: Mapping[str, Any]) -> str:
     if normalizer := data.get("normalizer"):
         raise TokenizerError(
-            f"tokenizer.json changes text before it splits it (normalizer {normalizer.get('type')}), which llama.cpp does not",
+            f"tokenizer.json changes text before it splits it (normalizer {normalizer.get('type')}), "
+            "which llama.cpp does not",
             expected="no normalizer",
             remedy="build with --format onnx only",
         )
@@ -162,7 +163,7 @@ def _space_prefix(data: Mapping[str, Any]) -> bool:
     if scheme == "never":
         return False
     raise TokenizerError(
-        f"tokenizer.json puts a space in front of text in a way llama.cpp cannot (Metaspace, prepend_scheme {scheme!r})",
+        f"tokenizer.json puts a space in front of text in a way llama.cpp cannot (prepend_scheme {scheme!r})",
         expected="a normalizer that prepends one, or none",
         remedy="build with --format onnx only",
     )

@@ -88,6 +88,7 @@ class _Writer:
         self._by_node = _entries_by_node(quantizer.checkpoint.spec, plan)
         self._old = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._new: list[TensorProto] = []
+        self._level = plan.accuracy_level
         self._producers = {name: node for node in self.model.graph.node for name in node.output}
 
     def run(self) -> onnx.ModelProto:
@@ -151,7 +152,7 @@ class _Writer:
         return helper.make_node(
             "MatMulNBits", [node.input[0], f"{prefix}.codes", *self._names(prefix)], list(node.output), name=node.name,
             domain="com.microsoft", K=entries[0].tensor.shape[1], N=sum(e.tensor.shape[0] for e in entries),
-            bits=grid.stored_bits, block_size=grid.block, accuracy_level=4,
+            bits=grid.stored_bits, block_size=grid.block, accuracy_level=self._level,
         )  # fmt: skip
 
     def _embedding(self, node: onnx.NodeProto, entry: Entry) -> onnx.NodeProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import OptionError
@@ -65,4 +66,11 @@ def _onnx(spec: Spec, target: Target, bits: int) -> Plan:
         # A lookup needs rows of whole blocks: smaller blocks fit more row lengths.
         return tuple(f"embed-{name}{size}" for size in (128, 64, 32) if size <= runtime.block_size)
 
-    return make_plan(spec, "onnx", bits, candidates, requested)
+    stored = max(bits, 4)
+    if missing := {stored, embedding} - set(runtime.bits):
+        raise OptionError(
+            f"target {target.name} lists no ONNX kernel for {min(missing)} bits", expected=f"one of {list(runtime.bits)}",
+            remedy="ask for other bits, or build with --format gguf",
+        )  # fmt: skip
+    plan = make_plan(spec, "onnx", bits, candidates, requested)
+    return replace(plan, accuracy_level=runtime.accuracy_level)

@@ -20,8 +20,8 @@ def gather(engine: TorchEngine, spec: Spec, sequences: Sequence[Ids], progress: 
     """Mean square of every linear layer's inputs over all tokens of `sequences`.
 
     This is the diagonal of the second moment E[x xᵀ] that llama.cpp's importance matrix holds (its tools/imatrix): the
-    squared error of a layer's output is about Σ_j E[x_j²] Δw_j² when inputs are uncorrelated. A tied embedding is weighed
-    as the head that it also is.
+    squared error of a layer's output is about Σ_j E[x_j²] Δw_j² when inputs are uncorrelated. A tied embedding is
+    weighed as the head that it also is.
 
     Args:
         engine: the full-precision model.

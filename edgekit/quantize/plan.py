@@ -39,6 +39,8 @@ class Plan:
     container: Container
     bits: int
     entries: tuple[Entry, ...]
+    accuracy_level: int = 4
+    """MatMulNBits only: what it computes with, 4 for int8 activations (see the operator's documentation)."""
 
     @cached_property
     def nbytes(self) -> int:
