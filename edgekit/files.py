@@ -37,7 +37,8 @@ def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        # numpy's tofile keeps no error number: "6528 requested and 2784 written".
+        if error.errno == errno.ENOSPC or (error.errno is None and "requested and" in str(error)):
             raise OutputError(
                 f"no space left on the disk while writing {path}",
                 remedy="free some space and run again; nothing was left half-written",

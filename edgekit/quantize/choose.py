@@ -69,8 +69,9 @@ def _onnx(spec: Spec, target: Target, bits: int) -> Plan:
     stored = max(bits, 4)
     if missing := {stored, embedding} - set(runtime.bits):
         raise OptionError(
-            f"target {target.name} lists no ONNX kernel for {min(missing)} bits", expected=f"one of {list(runtime.bits)}",
+            f"target {target.name} lists no ONNX kernel for {min(missing)} bits",
+            expected=f"one of {list(runtime.bits)}",
             remedy="ask for other bits, or build with --format gguf",
-        )  # fmt: skip
+        )
     plan = make_plan(spec, "onnx", bits, candidates, requested)
     return replace(plan, accuracy_level=runtime.accuracy_level)
