@@ -23,9 +23,10 @@ PEERS = {
     "onnx": "onnxruntime_genai.models.builder -p int4",
 }
 METHOD = (
-    "Every run is a fresh process that begins with the Hugging Face folder and ends with the finished files; calibration, "
-    "parity and coherence are not part of it. Memory: largest sum of the resident sets over the process tree, sampled every "
-    "50 ms, or the kernel's high-water mark of the largest process if that is more; of two steps the larger one. "
+    "Every run is a fresh process that begins with the Hugging Face folder and ends with the finished files; "
+    "calibration, parity and coherence are not part of it. Memory: largest sum of the resident sets over the process "
+    "tree, sampled every 50 ms, or the kernel's high-water mark of the largest process if that is more; of two steps "
+    "the larger one. "
     "The quantize step counts only the seconds inside the call, without the start of Python, because the peer's own "
     "tool is a compiled one."
 )

@@ -81,7 +81,8 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     if arguments.write:
-        replace(arguments.write, "rounding-table", f"{table}\n\nMeasured on {machine().cpu}, {machine().physical_cores} cores.")
+        host = machine()
+        replace(arguments.write, "rounding-table", f"{table}\n\nMeasured on {host.cpu}, {host.physical_cores} cores.")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ def forward(stored: Weights, tiny: Tiny, ids: NDArray[np.int64]) -> F64:
 
 
 def _rms(x: F64, weight: F64) -> F64:
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPSILON) * weight
+    out: F64 = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPSILON) * weight
+    return out
 
 
 def _attention(x: F64, w: Mapping[str, F64], name: str, tiny: Tiny) -> F64:
@@ -228,7 +229,7 @@ def write_weights(folder: Path, tensors: Weights, tiny: Tiny = Tiny()) -> None:
     if tiny.shards == 1:
         save(folder / "model.safetensors", tensors, tiny.dtype)
         return
-    where = {}
+    where: dict[str, str] = {}
     for shard in range(tiny.shards):
         file = f"model-{shard + 1:05}-of-{tiny.shards:05}.safetensors"
         part = names[shard :: tiny.shards]

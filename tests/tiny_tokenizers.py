@@ -90,7 +90,7 @@ def _splitter(kind: str) -> Any:
 
 
 def _byte_level(kind: str, size: int) -> Tokenizer:
-    """Byte-level BPE (Radford et al., 2019); Llama 3 keeps its special tokens behind the others, the rest before them."""
+    """Byte-level BPE (Radford et al., 2019); Llama 3 has its special tokens behind the others, the rest before them."""
     special = [AddedToken(text, special=True, normalized=False) for text in SPECIAL[kind]]
     made = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
     made.pre_tokenizer = _splitter(kind)
@@ -116,7 +116,7 @@ def _byte_level(kind: str, size: int) -> Tokenizer:
 
 
 def _sentencepiece(kind: str, size: int) -> Tokenizer:
-    """SentencePiece BPE as transformers converts it: bytes for the unknown, every pair that makes a piece is a merge."""
+    """SentencePiece BPE as transformers converts it: bytes for the unknown, every pair that makes a piece merges."""
     special = ("<unk>", "<s>", "</s>")
     bytes_ = tuple(f"<0x{byte:02X}>" for byte in range(256))
     pieces, characters = _pieces(size - len(special) - len(bytes_))

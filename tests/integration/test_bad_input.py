@@ -1,4 +1,4 @@
-"""A build that fails or is stopped: one sentence, its own exit code, nothing half-written, and the old bundle still there."""
+"""A build that fails or is stopped: one sentence, its own exit code, no leftovers, and the old bundle is still there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import tiny_tokenizers
@@ -24,7 +26,14 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("llama_cpp")
 
-from edgekit.export import gguf, onnx_builder
+from edgekit.checkpoint.checkpoint import open_checkpoint
+from edgekit.errors import OutputError
+from edgekit.export import artefacts, gguf
+from edgekit.files import whole_folder
+from edgekit.options import Container
+from edgekit.progress import Quiet
+from edgekit.quantize.choose import choose
+from edgekit.targets import load
 
 pytestmark = pytest.mark.integration
 
@@ -108,12 +117,31 @@ def test_interrupt(
     arguments: list[str | Path] = [sound, "-o", out, "--format", "onnx", "--force", "--no-calibration"]
     code, said = stop_at(stage, arguments, tmp_path / "tmp", send)
     assert code == 130, said
-    assert last_line(said) == (
-        "edgekit: interrupted — nothing half-written was left; run the same command again."
-    ), said
+    assert last_line(said) == ("edgekit: interrupted — nothing half-written was left; run the same command again."), (
+        said
+    )
     assert "Traceback" not in said
     untouched(out)
-    assert list((tmp_path / "tmp").iterdir()) == [], "the builder's files are gone too"
+    assert list((tmp_path / "tmp").glob("*edgekit*")) == [], "the builder's files are gone too"
+
+
+def test_builder_does_not_outlive_a_killed_build(sound: Path, tmp_path: Path) -> None:
+    """A build that is killed (out of memory, say) cannot clean up, but nothing goes on writing."""
+    code = "import sys; from pathlib import Path; from edgekit.export.onnx_builder import build_full_precision; "
+    code += "build_full_precision(Path(sys.argv[1]), Path(sys.argv[2]))"
+    process = subprocess.Popen([sys.executable, "-c", code, sound, tmp_path / "graph"])
+    try:
+        parent = psutil.Process(process.pid)
+        until = time.monotonic() + 60
+        while not (children := parent.children()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert children, "the builder runs in a process of its own"
+    finally:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "graph" / "model.onnx").exists()
 
 
 # -- broken models, in a whole build
@@ -168,25 +196,36 @@ def test_failed_parity_stops_the_build(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB; needs root and a kernel that lets it mount."""
+    """A file system of 96 KiB; needs root and a kernel that lets it mount."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small disk")
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", place], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", place], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield place
     subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("container", ["gguf", "onnx"])
-def test_full_disk(container: str, cli: Cli, sound: Path, small_disk: Path, tmp_path: Path) -> None:
-    """Our own writing and the builder's."""
+def test_full_disk(cli: Cli, sound: Path, small_disk: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(tiny_tokenizers.SENTENCES) * 12)
-    result = cli("build", sound, "-o", small_disk, "--format", container, "--text", text, "--no-calibration")
+    result = cli("build", sound, "-o", small_disk, "--text", text, "--no-calibration")
     assert result.code == 27, result.err
     assert "no space left on the disk" in last_line(result.err)
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("container", ["gguf", "onnx"])
+def test_disk_that_fills_up_while_a_model_is_written(container: Container, sound: Path, small_disk: Path) -> None:
+    """The writer's own file, and the files of the builder, which is another process."""
+    checkpoint = open_checkpoint(sound)
+    plan = choose(checkpoint.spec, load("rpi5"), container, 8)
+    with (
+        pytest.raises(OutputError, match="no space left on the disk while writing"),
+        whole_folder(small_disk / "out") as folder,
+    ):
+        artefacts.write(checkpoint, plan, folder, folder, Quiet())
     assert list(small_disk.iterdir()) == []
 
 
@@ -201,7 +240,7 @@ def test_builder_that_fails_is_quoted(
     def broken(_command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         return run([sys.executable, "-c", code], **options)  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr(onnx_builder.subprocess, "run", broken)
+    monkeypatch.setattr(subprocess, "run", broken)
     arguments = ["--force", "--format", "onnx", "--text", text, "--no-calibration"]
     result = cli("build", sound, "-o", out, *arguments)
     assert result.code == 21, result.err

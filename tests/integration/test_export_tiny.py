@@ -41,10 +41,9 @@ from edgekit.export import artefacts, gguf, parity  # noqa: E402
 from edgekit.export import onnx as onnx_export  # noqa: E402
 from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
 from edgekit.export.onnx_builder import build_full_precision  # noqa: E402
-from edgekit.options import Container
+from edgekit.options import Container  # noqa: E402
 from edgekit.progress import Quiet  # noqa: E402
 from edgekit.quantize.choose import choose  # noqa: E402
-from edgekit.quantize.plan import Container  # noqa: E402
 from edgekit.targets import load  # noqa: E402
 
 pytestmark = pytest.mark.integration

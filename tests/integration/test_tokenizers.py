@@ -1,4 +1,4 @@
-"""Every kind of tokenizer gives the ids of the original in llama.cpp and as shipped, or the build stops and says where."""
+"""Every kind of tokenizer gives the original's ids in llama.cpp and as shipped, or the build stops and says where."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.engines.llamacpp import LlamaCppEngine
 from edgekit.errors import ParityError, TokenizerError
-from edgekit.export import gguf, parity
+from edgekit.export import gguf, gguf_vocab, parity
 from edgekit.export.gguf_vocab import GgufVocab
 from edgekit.quantize.plan import full_precision_plan
 
@@ -69,7 +69,7 @@ def test_ids_are_those_of_the_original(kind: str, compare: Compare, tmp_path: Pa
     golden = compare(model(tmp_path, kind))
     assert [entry.text for entry in golden.texts] == list(CORPUS)
     assert len(golden.chats) == len(CHATS)
-    used = {index for entry in (*golden.texts, *golden.chats) for index in entry.ids}
+    used = {index for entry in golden.texts for index in entry.ids}
     assert len(used) > 300, "the corpus reaches most of the vocabulary"
     assert read_golden(tmp_path / "shipped") == golden, "the bundle carries what was compared"
 
@@ -136,7 +136,7 @@ def test_what_llama_cpp_cannot_do_is_refused_and_works_in_onnx(kind: str, compar
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, edit: Callable[[GgufVocab], GgufVocab]) -> None:
-    read = gguf.read_vocab
+    read = gguf_vocab.read_vocab
     monkeypatch.setattr(gguf, "read_vocab", lambda root, rows: edit(read(root, rows)))
 
 

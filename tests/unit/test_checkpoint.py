@@ -38,7 +38,7 @@ def test_every_tensor_is_read_as_it_was_written(kind: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_have_structure(kind: str) -> None:
-    """A model of nearly uniform predictions would pass any comparison: at most half of ln V, on text it was not tuned on."""
+    """Nearly uniform predictions would pass any comparison: at most half of ln V, on text it was not tuned on."""
     wanted = KINDS[kind]
     stored = tiny.weights(wanted)
     ids = np.random.default_rng(77).integers(wanted.vocab, size=96)

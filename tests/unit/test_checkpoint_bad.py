@@ -268,13 +268,14 @@ JSON = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(key=st.sampled_from(sorted(tiny.config_of(Tiny())) + ["rope_scaling", "sliding_window"]), value=JSON)
+@given(key=st.sampled_from([*sorted(tiny.config_of(Tiny())), "rope_scaling", "sliding_window"]), value=JSON)
 def test_any_value_under_any_key(key: str, value: Any, sound: Path) -> None:
     """Whatever stands there, the answer is a checkpoint or a sentence, never a traceback."""
     from edgekit.checkpoint.spec import spec_from_config
 
+    told: EdgekitError | None = None
     try:
         spec_from_config({**tiny.config_of(Tiny()), key: value})
     except EdgekitError as error:
-        assert error.exit_code in (CORRUPT, UNKNOWN)
-        assert "\n" not in str(error)
+        told = error
+    assert told is None or (told.exit_code in (CORRUPT, UNKNOWN) and "\n" not in str(told))

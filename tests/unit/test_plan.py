@@ -78,7 +78,8 @@ def test_strict_refuses_a_target_that_names_a_wider_type(tmp_path: Path) -> None
     """No shape forces it, but what was asked for is still not what would be written."""
     board = tmp_path / "wide.toml"
     board.write_text(
-        'schema_version = 1\ninherits = "rpi5"\nname = "wide"\ntitle = "Wide"\ntier = 3\n[runtime.gguf.prefer]\n4 = ["Q5_0"]\n'
+        'schema_version = 1\ninherits = "rpi5"\nname = "wide"\ntitle = "Wide"\ntier = 3\n'
+        '[runtime.gguf.prefer]\n4 = ["Q5_0"]\n'
     )
     made = plan(SMOLLM2, "gguf", 4, str(board))
     with pytest.raises(StrictError, match="the target asks for Q5_0"):

@@ -129,7 +129,7 @@ def test_key_value_cache_by_hand() -> None:
 
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_llama3_rope_factors_are_the_ratio_of_frequencies(key: str) -> None:
-    """Against the numpy model's own frequencies, written from the paper's ramp; both places of transformers' versions."""
+    """Against the numpy model's own frequencies, a ramp on the inverse scale; in both places where configs have it."""
     config = tiny.config_of(Tiny(head_dim=32, theta=500000.0))
     config |= {"rope_parameters": None, key: tiny.LLAMA3_SCALING}
     found = spec_from_config(config)
