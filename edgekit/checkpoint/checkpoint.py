@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.checkpoint.raw import read_tensor
 from edgekit.checkpoint.spec import Spec, TensorSpec, spec_from_config
 from edgekit.errors import (
     BadWeightsError,
@@ -68,13 +69,10 @@ class Checkpoint:
             BadWeightsError: it holds NaN or infinity, or its shape is not what the configuration says.
             CorruptCheckpointError: the file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = self.files[tensor.hf]
         try:
-            with safe_open(path, framework="pt") as stream:
-                array = stream.get_tensor(tensor.hf).float().numpy()
-        except (SafetensorError, OSError) as error:
+            array = read_tensor(path, tensor.hf)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _corrupt(path, error) from error
         if array.shape != tensor.shape:
             raise _wrong_shape(tensor, array.shape)

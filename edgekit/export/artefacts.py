@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,13 +14,15 @@ from edgekit.checkpoint.tokenizer_fit import refuse_misfit
 from edgekit.coherence.distribution import Positions, estimate_error
 from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
-from edgekit.engines.torch import TorchEngine
 from edgekit.export import gguf, onnx, parity
 from edgekit.export.digests import Digests
-from edgekit.export.onnx_builder import build_full_precision
+from edgekit.export.onnx_builder import full_precision_graph
 from edgekit.progress import Progress, counter
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, full_precision_plan
+
+if TYPE_CHECKING:  # torch takes a second and 180 MiB: only who has a model open needs it
+    from edgekit.engines.torch import TorchEngine
 
 ENGINES = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 
@@ -69,13 +72,11 @@ def write(
         return Built(plan, path, scratch / "full.gguf", planned)
     path, source = folder / "onnx" / "model.onnx", scratch / "onnx-fp32"
     path.parent.mkdir()
-    with progress.step("ONNX: full-precision graph (onnxruntime-genai builder)"):
-        build_full_precision(checkpoint.root, source)
     matrices = sum(1 for entry in plan.entries if entry.tensor.rule.onnx)
-    with progress.step("ONNX: quantize and write") as advance:
-        planned = onnx.write_onnx(
-            checkpoint, plan, source, path.parent, importance=importance, tick=counter(advance, matrices)
-        )
+    title = f"ONNX: quantize and write {matrices} matrices, builder's graph beside it"
+    with full_precision_graph(checkpoint.root, source) as graph, progress.step(title) as advance:
+        tick = counter(advance, matrices)
+        planned = onnx.write_onnx(checkpoint, plan, graph, path.parent, importance=importance, tick=tick)
     return Built(plan, path, source / "model.onnx", planned)
 
 

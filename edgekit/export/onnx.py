@@ -61,15 +61,31 @@ def _initializer(name: str, stored: _Stored, shape: Sequence[int] | None = None)
 
 
 @dataclass(frozen=True)
-class _Quantizer:
-    """Makes the arrays of one node, and notes in `planned` what they stand for."""
+class _Store:
+    """Quantizes matrices into the data file; knows the initializers that came of it, by the first matrix's name."""
 
     checkpoint: Checkpoint
     importance: Importance
+    data: _DataFile
     planned: Digests
+    initializers: dict[str, TensorProto]
 
-    def stacked(self, entries: Sequence[Entry]) -> dict[str, NDArray[Any]]:
-        """The matrices of one node quantized and packed, rows of one below the other's."""
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Store the matrices of one node, rows of one below the other's; once, however often it is asked."""
+        prefix = entries[0].tensor.hf
+        if f"{prefix}.codes" in self.initializers:
+            return
+        packed = self._stacked(entries)
+        raw = packed["data"] if "data" in packed else packed["B"]
+        codes, blocks = self.data.append(raw), packed["scales"].shape
+        self._name(f"{prefix}.codes", codes, (*blocks, raw.size // (blocks[0] * blocks[1])))
+        if "data" in packed:
+            self._name(f"{prefix}.table", codes, raw.shape)
+        for key in ("scales", "zero_points"):
+            if key in packed:
+                self._name(f"{prefix}.{key}", self.data.append(packed[key]))
+
+    def _stacked(self, entries: Sequence[Entry]) -> dict[str, NDArray[Any]]:
         parts = []
         for entry in entries:
             grid, name = get(entry.grid), entry.tensor.hf
@@ -78,96 +94,69 @@ class _Quantizer:
             parts.append(grid.pack(quantized))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    def _name(self, name: str, stored: _Stored, shape: Sequence[int] | None = None) -> None:
+        self.initializers[name] = _initializer(name, stored, shape)
 
-class _Writer:
-    """Turns the builder's nodes into quantized ones and moves every initializer to the new data file."""
+    def inputs(self, entry: Entry, first: str) -> list[str]:
+        """Names of a node's weight inputs: `first` ("codes" or "table"), scales and, if there are any, zero points."""
+        names = [f"{entry.tensor.hf}.{key}" for key in (first, "scales", "zero_points")]
+        return [name for name in names if name in self.initializers]
 
-    def __init__(self, source: Path, quantizer: _Quantizer, plan: Plan, data: _DataFile, tick: Tick) -> None:
+
+class _Graph:
+    """The builder's graph, its matrices replaced by those of a store."""
+
+    def __init__(self, source: Path, store: _Store, by_node: Mapping[str, Sequence[Entry]], level: int) -> None:
         self.model = onnx.load(str(source / "model.onnx"), load_external_data=False)
-        self._source, self._quantizer, self._data, self._tick = source, quantizer, data, tick
-        self._by_node = _entries_by_node(quantizer.checkpoint.spec, plan)
-        self._old = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self._new: list[TensorProto] = []
-        self._level = plan.accuracy_level
-        self._producers = {name: node for node in self.model.graph.node for name in node.output}
+        self._source, self._store, self._by_node, self._level = source, store, by_node, level
 
-    def run(self) -> onnx.ModelProto:
+    def rewrite(self) -> onnx.ModelProto:
         graph = self.model.graph
-        nodes = [self._replace(node) for node in graph.node]
-        kept = _still_needed([node for node in nodes if node is not None], graph)
+        if missing := set(self._by_node) - {node.name for node in graph.node}:
+            raise ParityError(
+                f"the ONNX graph has no node {sorted(missing)[0]}", remedy="use the tested onnxruntime-genai"
+            )
+        kept = _still_needed([self._replace(node) for node in graph.node], graph)
         del graph.node[:]
         graph.node.extend(kept)
         used = {name for node in kept for name in node.input}
-        quantized = {tensor.name for tensor in self._new}
-        for name, tensor in self._old.items():
-            if name in used and name not in quantized:
-                self._new.append(self._moved(tensor))
+        others = [self._moved(tensor) for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
-        graph.initializer.extend(self._new)
-        if self._by_node:
-            raise ParityError(
-                f"the ONNX graph has no node {sorted(self._by_node)[0]}", remedy="use the tested onnxruntime-genai"
-            )
+        graph.initializer.extend([*(t for name, t in self._store.initializers.items() if name in used), *others])
         return self.model
 
     def _moved(self, tensor: TensorProto) -> TensorProto:
         load_external_data_for_tensor(tensor, str(self._source))
         array = to_array(tensor)
         if array.dtype.name in _TYPES:
-            return _initializer(tensor.name, self._data.append(array))
+            return _initializer(tensor.name, self._store.data.append(array))
         return onnx.numpy_helper.from_array(array, tensor.name)
 
-    def _replace(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    def _replace(self, node: onnx.NodeProto) -> onnx.NodeProto:
         entries = self._by_node.get(node.name)
         if entries is None:
             return node
         if node.op_type == "Gather":
-            return self._embedding(node, entries[0])
-        del self._by_node[node.name]
+            return self._lookup(node, entries[0])
         if node.op_type != "MatMul":
             raise ParityError(f"node {node.name} is a {node.op_type}", expected="a MatMul")
-        prefix = node.input[1]
-        if not any(tensor.name == f"{prefix}.codes" for tensor in self._new):
-            packed = self._quantizer.stacked(entries)
-            self._store(prefix, packed)
-            self._tick(node.name)
-        return self._matmul(node, prefix, entries)
+        return self._matmul(node, entries)
 
-    def _store(self, prefix: str, packed: Mapping[str, NDArray[Any]]) -> None:
-        raw = packed["data"] if "data" in packed else packed["B"]
-        codes, blocks = self._data.append(raw), packed["scales"].shape
-        self._new.append(_initializer(f"{prefix}.codes", codes, (*blocks, raw.size // (blocks[0] * blocks[1]))))
-        if "data" in packed:
-            self._new.append(_initializer(f"{prefix}.table", codes, raw.shape))
-        for key in ("scales", "zero_points"):
-            if key in packed:
-                self._new.append(_initializer(f"{prefix}.{key}", self._data.append(packed[key])))
-
-    def _names(self, prefix: str) -> list[str]:
-        name = f"{prefix}.zero_points"
-        return [f"{prefix}.scales"] + ([name] if any(tensor.name == name for tensor in self._new) else [])
-
-    def _matmul(self, node: onnx.NodeProto, prefix: str, entries: Sequence[Entry]) -> onnx.NodeProto:
+    def _matmul(self, node: onnx.NodeProto, entries: Sequence[Entry]) -> onnx.NodeProto:
         grid = get(entries[0].grid)
         return helper.make_node(
-            "MatMulNBits", [node.input[0], f"{prefix}.codes", *self._names(prefix)], list(node.output), name=node.name,
-            domain="com.microsoft", K=entries[0].tensor.shape[1], N=sum(e.tensor.shape[0] for e in entries),
-            bits=grid.stored_bits, block_size=grid.block, accuracy_level=self._level,
+            "MatMulNBits", [node.input[0], *self._store.inputs(entries[0], "codes")], list(node.output),
+            name=node.name, domain="com.microsoft", K=entries[0].tensor.shape[1],
+            N=sum(e.tensor.shape[0] for e in entries), bits=grid.stored_bits, block_size=grid.block,
+            accuracy_level=self._level,
         )  # fmt: skip
 
-    def _embedding(self, node: onnx.NodeProto, entry: Entry) -> onnx.NodeProto:
-        """The embedding lookup; a tied head's MatMulNBits reads the very same bytes under another shape."""
-        del self._by_node[node.name]
-        producer = self._producers.get(node.input[0])
-        prefix = producer.input[0] if producer is not None else node.input[0]
-        packed = self._quantizer.stacked([entry])
-        self._store(prefix, packed)
-        self._tick(node.name)
-        grid = get(entry.grid)
+    def _lookup(self, node: onnx.NodeProto, entry: Entry) -> onnx.NodeProto:
+        """The embedding; a tied head's MatMulNBits reads the very same bytes under another shape."""
+        grid, (table, *scales) = get(entry.grid), self._store.inputs(entry, "table")
         return helper.make_node(
-            "GatherBlockQuantized", [f"{prefix}.table", node.input[1], *self._names(prefix)], list(node.output),
-            name=node.name, domain="com.microsoft", bits=grid.stored_bits, block_size=grid.block, gather_axis=0,
-            quantize_axis=1,
+            "GatherBlockQuantized", [table, node.input[1], *scales], list(node.output), name=node.name,
+            domain="com.microsoft", bits=grid.stored_bits, block_size=grid.block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
 
 
@@ -175,13 +164,6 @@ def _still_needed(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[o
     """Drop nodes whose outputs nobody reads any more (the transpose of a float embedding)."""
     wanted = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
     return [node for node in nodes if any(name in wanted for name in node.output)]
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def _entries_by_node(spec: Spec, plan: Plan) -> dict[str, list[Entry]]:
@@ -206,21 +188,22 @@ def _entries_by_node(spec: Spec, plan: Plan) -> dict[str, list[Entry]]:
 def write_onnx(
     checkpoint: Checkpoint,
     plan: Plan,
-    source: Path,
+    source: Callable[[], Path],
     folder: Path,
     *,
     importance: Importance | None = None,
     tick: Tick = lambda _: None,
 ) -> Digests:
-    """Write `folder` from the builder's full-precision `source` folder, one matrix in memory at a time.
+    """Write an ONNX folder: our matrices in the builder's full-precision graph. Holds one node's matrices at a time.
 
     Args:
         checkpoint: the full-precision model.
         plan: of container "onnx".
-        source: as :func:`edgekit.export.onnx_builder.build_full_precision` writes it.
+        source: called when the matrices are stored and the graph is needed; returns the builder's folder, see
+            :func:`edgekit.export.onnx_builder.full_precision_graph`.
         folder: an existing, empty folder.
         importance: weighs the inputs of a layer when its codes are chosen; None: all the same.
-        tick: called with the name of each node written.
+        tick: called with the name of each node stored.
 
     Returns:
         For each matrix, the digest of the weights that its stored codes stand for; see :func:`check_bytes`.
@@ -228,18 +211,20 @@ def write_onnx(
     Raises:
         ParityError: the graph is not the one this version of edgekit knows.
     """
+    by_node = _entries_by_node(checkpoint.spec, plan)
     with (folder / DATA).open("wb") as stream:
-        quantizer = _Quantizer(checkpoint, importance or {}, {})
-        model = _Writer(source, quantizer, plan, _DataFile(stream), tick).run()
-    _drop_unused(model)
+        store = _Store(checkpoint, importance or {}, _DataFile(stream), {}, {})
+        for node, entries in by_node.items():
+            store.add(entries)
+            tick(node)
+        graph = source()
+        model = _Graph(graph, store, by_node, plan.accuracy_level).rewrite()
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
     for name in ("genai_config.json", *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    # The builder writes what transformers made of it, which can split text by other rules than the file's own.
-    shutil.copyfile(checkpoint.root / "tokenizer.json", folder / "tokenizer.json")
-    return quantizer.planned
+        if (graph / name).is_file():
+            shutil.copyfile(graph / name, folder / name)
+    return store.planned
 
 
 def _check_structure(model: onnx.ModelProto, folder: Path) -> None:

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from edgekit.errors import MissingDependencyError, OutputError, ParityError
+from edgekit.errors import EdgekitError, MissingDependencyError, OutputError, ParityError
 
 _CHILD = """
 import os, runpy, threading
@@ -19,45 +21,67 @@ runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_
 """Runs the builder until its standard input closes, so that it cannot outlive edgekit, however that ends."""
 
 
-def build_full_precision(checkpoint_root: Path, folder: Path) -> None:
-    """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer of a float32 CPU model to `folder`.
+@contextmanager
+def full_precision_graph(checkpoint_root: Path, folder: Path) -> Iterator[Callable[[], Path]]:
+    """Start writing model.onnx, model.onnx.data, genai_config.json and the tokenizer of a float32 CPU model.
 
-    The builder runs apart because it imports torch and holds the whole model; its memory is gone when it ends.
+    The builder runs apart because it imports torch and holds the whole model: its memory is gone when it ends, and the
+    caller can do something else meanwhile.
 
-    Raises:
-        MissingDependencyError: onnxruntime-genai or torch is not installed.
-        OutputError: the disk is full.
-        ParityError: the builder failed; its last line is quoted.
+    Args:
+        checkpoint_root: a Hugging Face folder.
+        folder: to be made by the builder.
+
+    Yields:
+        A function that waits for the builder and returns `folder`. It raises MissingDependencyError when
+        onnxruntime-genai or torch is not installed, OutputError when the disk is full, and ParityError with the
+        builder's last line when it fails otherwise.
     """
     # Below the output's own temporary folder, where a failed build is cleaned up anyway.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgekit-builder-") as cache:
-        arguments = ["-m", str(checkpoint_root), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", cache]
-        result = _run([sys.executable, "-c", _CHILD, *arguments, "--extra_options", "hf_remote=false"])
-    if result.returncode == 0 and (folder / "model.onnx").is_file():
-        return
-    last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgekit-builder-") as scratch:
+        said = Path(scratch) / "stderr.txt"
+        arguments = ["-m", str(checkpoint_root), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", scratch]
+        with _child([sys.executable, "-c", _CHILD, *arguments, "--extra_options", "hf_remote=false"], said) as child:
+
+            def finish() -> Path:
+                if child.wait() == 0 and (folder / "model.onnx").is_file():
+                    return folder
+                raise _failure((said.read_text(errors="replace").strip().splitlines() or ["no message"])[-1], folder)
+
+            yield finish
+
+
+def build_full_precision(checkpoint_root: Path, folder: Path) -> Path:
+    """As :func:`full_precision_graph`, for a caller with nothing else to do: returns when `folder` is written."""
+    with full_precision_graph(checkpoint_root, folder) as finish:
+        return finish()
+
+
+@contextmanager
+def _child(command: list[str], said: Path) -> Iterator[subprocess.Popen[bytes]]:
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    read, write = os.pipe()
+    try:
+        with said.open("wb") as errors:
+            child = subprocess.Popen(  # noqa: S603
+                command, stdin=read, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **quiet}
+            )
+        try:
+            yield child
+        finally:
+            child.kill()  # nothing happens to one that has ended
+            child.wait()
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def _failure(last: str, folder: Path) -> EdgekitError:
     if os.strerror(errno.ENOSPC) in last:
-        raise OutputError(
+        return OutputError(
             f"no space left on the disk while writing {folder}",
             remedy="free some space and run again; nothing was left half-written",
         )
     if "No module named" in last:
-        raise MissingDependencyError(f"the ONNX builder cannot start ({last})", remedy="pip install 'edgekit[build]'")
-    raise ParityError(f"the ONNX builder failed ({last[:300]})", remedy="build with --format gguf, and report this")
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONWARNINGS": "ignore",
-    }
-    read, write = os.pipe()
-    try:
-        return subprocess.run(  # noqa: S603
-            command, stdin=read, capture_output=True, text=True, check=False, env=environment
-        )
-    finally:
-        os.close(read)
-        os.close(write)
+        return MissingDependencyError(f"the ONNX builder cannot start ({last})", remedy="pip install 'edgekit[build]'")
+    return ParityError(f"the ONNX builder failed ({last[:300]})", remedy="build with --format gguf, and report this")

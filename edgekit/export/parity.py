@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.coherence.distribution import kl_full
 from edgekit.engines.base import Engine, Ids
-from edgekit.engines.torch import TorchEngine
 from edgekit.errors import ParityError, TokenizerError
+
+if TYPE_CHECKING:  # torch takes a second and 180 MiB: only who has a model open needs it
+    from edgekit.engines.torch import TorchEngine
 
 FULL_PRECISION_LIMIT = 1e-4
 ACTIVATION_LIMIT = 0.015

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from edgekit.checkpoint.spec import Spec
 from edgekit.coherence.engine_calls import Progress
 from edgekit.engines.base import Ids
-from edgekit.engines.torch import TorchEngine
+
+if TYPE_CHECKING:  # torch takes a second and 180 MiB: only who has a model open needs it
+    from edgekit.engines.torch import TorchEngine
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Hugging Face tensor name → (columns,) mean square of the layer's inputs."""

@@ -1,4 +1,4 @@
-"""A build that fails or is stopped: one sentence, its own exit code, no leftovers, and the old bundle is still there."""
+"""A build that fails or is stopped: one sentence, its own exit code, no leftovers, and the old bundle still there."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def to_the_group(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("stage", "send"),
     [
-        ("text:", to_the_process), ("reference:", to_the_process), ("ONNX: full-precision graph", to_the_process),
-        ("ONNX: full-precision graph", to_the_group),
+        ("text:", to_the_process), ("reference:", to_the_process), ("ONNX: quantize and write", to_the_process),
+        ("ONNX: quantize and write", to_the_group),
     ],
     ids=["text", "reference", "builder", "builder and its child"],
 )  # fmt: skip
