@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_tensor
 from onnx.numpy_helper import to_array
 
-from edgekit.checkpoint.checkpoint import F32, TOKENIZER_FILES, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
 from edgekit.export.digests import Digests, digest
@@ -221,9 +221,9 @@ def write_onnx(
         model = _Graph(graph, store, by_node, plan.accuracy_level).rewrite()
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
-    for name in ("genai_config.json", *TOKENIZER_FILES):
-        if (graph / name).is_file():
-            shutil.copyfile(graph / name, folder / name)
+    shutil.copyfile(graph / "genai_config.json", folder / "genai_config.json")
+    for path in checkpoint.tokenizer_files():  # the original's, not what the builder's library made of them
+        shutil.copyfile(path, folder / path.name)
     return store.planned
 
 

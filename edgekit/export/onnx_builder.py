@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from edgekit.errors import EdgekitError, MissingDependencyError, OutputError, ParityError
 
@@ -39,14 +40,17 @@ def full_precision_graph(checkpoint_root: Path, folder: Path) -> Iterator[Callab
     """
     # Below the output's own temporary folder, where a failed build is cleaned up anyway.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgekit-builder-") as scratch:
-        said = Path(scratch) / "stderr.txt"
         arguments = ["-m", str(checkpoint_root), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", scratch]
-        with _child([sys.executable, "-c", _CHILD, *arguments, "--extra_options", "hf_remote=false"], said) as child:
+        command = [sys.executable, "-c", _CHILD, *arguments, "--extra_options", "hf_remote=false"]
+        # What it says goes elsewhere: the output's disk may be the full one.
+        with tempfile.TemporaryFile() as said, _child(command, said) as child:
 
             def finish() -> Path:
                 if child.wait() == 0 and (folder / "model.onnx").is_file():
                     return folder
-                raise _failure((said.read_text(errors="replace").strip().splitlines() or ["no message"])[-1], folder)
+                said.seek(0)
+                lines = said.read().decode("utf8", "replace").strip().splitlines()
+                raise _failure((lines or ["no message"])[-1], folder)
 
             yield finish
 
@@ -58,14 +62,13 @@ def build_full_precision(checkpoint_root: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _child(command: list[str], said: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: list[str], said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     read, write = os.pipe()
     try:
-        with said.open("wb") as errors:
-            child = subprocess.Popen(  # noqa: S603
-                command, stdin=read, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **quiet}
-            )
+        child = subprocess.Popen(  # noqa: S603
+            command, stdin=read, stdout=subprocess.DEVNULL, stderr=said, env={**os.environ, **quiet}
+        )
         try:
             yield child
         finally:

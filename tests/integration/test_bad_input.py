@@ -28,7 +28,7 @@ pytest.importorskip("llama_cpp")
 
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.errors import OutputError
-from edgekit.export import artefacts, gguf
+from edgekit.export import artefacts, gguf, onnx_builder
 from edgekit.files import whole_folder
 from edgekit.options import Container
 from edgekit.progress import Quiet
@@ -235,12 +235,7 @@ def test_builder_that_fails_is_quoted(
     text = tmp_path / "text.txt"
     text.write_text(" ".join(tiny_tokenizers.SENTENCES) * 12)
     code = "import sys; print('first', file=sys.stderr); raise ValueError('the last word')"
-    run = subprocess.run
-
-    def broken(_command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        return run([sys.executable, "-c", code], **options)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(subprocess, "run", broken)
+    monkeypatch.setattr(onnx_builder, "_CHILD", code)
     arguments = ["--force", "--format", "onnx", "--text", text, "--no-calibration"]
     result = cli("build", sound, "-o", out, *arguments)
     assert result.code == 21, result.err
