@@ -113,12 +113,6 @@ def pairs(ours: Callable[[], T], peer: Callable[[], T], count: int, warmup: int)
     return made[warmup:]
 
 
-def cores() -> int:
-    """Physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0))
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
-
-
 def _cpu_name() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines():

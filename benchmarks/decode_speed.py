@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks._decoders import Kind, Run, Setup, Side
-from benchmarks._measure import begin, cores, pairs, parser, positive, versions
+from benchmarks._measure import begin, pairs, parser, positive, versions
 from benchmarks._result import Limit, Row, first_difference
 from edgekit.bundle.tokenizer import load_tokenizer
+from edgekit.machine import cores
 
 LIMIT = 0.95
 BUNDLE = Path("dist/smollm2-135m.rpi5")

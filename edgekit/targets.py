@@ -7,7 +7,6 @@ the file, the line and the key. `python -m edgekit.targets` prints the JSON sche
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 import types
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 
 from edgekit.errors import TargetFileError
+from edgekit.machine import cores
 from edgekit.target_files import Document, dotted, inherited, names, place_of, short, source_path
 from edgekit.target_schema import (
     Accelerator,
@@ -131,11 +131,7 @@ def usable_mib(target: Target) -> int:
 
 def resolved_threads(count: int) -> int:
     """A thread count of a target, with 0 replaced by this machine's physical cores (at least 1)."""
-    if count:
-        return count
-    import psutil
-
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return count or cores()
 
 
 def coherence_limits(target: Target, bits: int) -> CoherenceLimits:

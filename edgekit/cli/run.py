@@ -16,7 +16,7 @@ import click
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus to draw from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0 leaves it to the engine.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0 takes the physical cores.")
 @click.option(
     "--context", type=click.IntRange(16), default=2048, show_default=True, help="Longest prompt and answer, in tokens."
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError, ParityError
+from edgekit.machine import cores
 
 
 def _library() -> Any:
@@ -67,8 +68,8 @@ class LlamaCppEngine:
         self._chunk = min(512, self.max_context)
         parameters.n_ctx = self.max_context
         parameters.n_batch = parameters.n_ubatch = self._chunk
-        if threads:
-            parameters.n_threads = parameters.n_threads_batch = threads
+        # llama.cpp's own default is four, whatever the machine has.
+        parameters.n_threads = parameters.n_threads_batch = threads or cores()
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
             raise FileFormatError(

@@ -13,7 +13,7 @@ def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 
     Args:
         container: "gguf" (llama.cpp) or "onnx" (onnxruntime).
         path: the .gguf file, or the .onnx file inside its folder.
-        threads: 0 leaves the choice to the engine.
+        threads: 0 takes the physical cores.
         context: longest sequence in tokens, bounded by the model's own.
 
     Raises:

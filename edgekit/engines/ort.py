@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
+from edgekit.machine import cores
 
 
 def _runtime() -> Any:
@@ -35,7 +36,7 @@ class OrtEngine:
         ort = _runtime()
         decoder = self._read_config(folder)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "edgekit"
 FLOORS = {
-    "errors": 0, "files": 0, "options": 0, "progress": 0, "sampling": 0, "requirements": 0,
+    "errors": 0, "files": 0, "machine": 0, "options": 0, "progress": 0, "sampling": 0, "requirements": 0,
     "grids": 1, "targets": 1, "target_schema": 1, "target_files": 1, "toml_lines": 1,
     "checkpoint": 2, "engines": 2, "bundle": 2, "coherence": 2,
     "quantize": 3, "chat": 3, "doctor": 3,
@@ -19,8 +19,8 @@ FLOORS = {
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}
 DEVICE = (
-    "errors", "files", "grids", "targets", "target_", "toml_lines", "engines/base", "engines/opening", "engines/ort",
-    "engines/llamacpp", "bundle", "coherence", "chat", "sampling", "progress", "options",
+    "errors", "files", "machine", "grids", "targets", "target_", "toml_lines", "engines/base", "engines/opening",
+    "engines/ort", "engines/llamacpp", "bundle", "coherence", "chat", "sampling", "progress", "options",
 )  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "__init__.py")
 

@@ -1,0 +1,13 @@
+"""Facts of the machine that several places need."""
+
+from __future__ import annotations
+
+import os
+
+
+def cores() -> int:
+    """Physical cores this process may use, at least 1: more threads than that make decoding slower, not faster."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
