@@ -54,8 +54,16 @@ def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -
         board_mib=ram_mib(target),
         bytes_per_token=plan.bytes_per_token,
         tokens_per_second=None if rate is None else rate * 1e9 * efficiency / plan.bytes_per_token,
-        basis=f"{rate} GB/s ({target.memory.decode_basis})" if rate is not None else "no bandwidth in the target file",
+        basis=_basis(target, plan),
     )
+
+
+def _basis(target: Target, plan: Plan) -> str:
+    if target.memory.decode_gbps is None:
+        return "no bandwidth in the target file"
+    # Published decode bandwidths are llama.cpp's.
+    engine = "" if plan.container == "gguf" else ", with llama.cpp"
+    return f"{target.memory.decode_gbps} GB/s ({target.memory.decode_basis} there{engine})"
 
 
 def refuse_too_big(spec: Spec, plan: Plan, target: Target) -> Prediction:
