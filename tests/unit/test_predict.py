@@ -91,7 +91,7 @@ def test_speed_by_hand() -> None:
     rate = board.memory.decode_gbps * 1e9 * board.runtime.gguf.efficiency[plan.main_grid]
     figures = predict(spec, plan, board)
     assert figures.tokens_per_second == pytest.approx(rate / plan.bytes_per_token)
-    assert figures.basis == f"{board.memory.decode_gbps} GB/s ({board.memory.decode_basis})"
+    assert figures.basis == f"{board.memory.decode_gbps} GB/s ({board.memory.decode_basis} there)"
 
 
 def test_no_bandwidth_no_speed() -> None:
