@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_tensor
 from onnx.numpy_helper import to_array
 
+from edgekit import __version__
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
@@ -219,6 +220,8 @@ def write_onnx(
             tick(node)
         graph = source()
         model = _Graph(graph, store, by_node, plan.accuracy_level).rewrite()
+    # The builder puts the git commit of the folder it happens to run in here: equal builds would differ.
+    model.producer_name, model.producer_version = "edgekit", __version__
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
     shutil.copyfile(graph / "genai_config.json", folder / "genai_config.json")

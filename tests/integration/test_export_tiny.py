@@ -30,6 +30,7 @@ pytest.importorskip("llama_cpp")
 
 from gguf import GGUFReader  # noqa: E402
 
+from edgekit import __version__  # noqa: E402
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from edgekit.coherence.distribution import kl_full  # noqa: E402
 from edgekit.coherence.reference import Origin, Reference, seal  # noqa: E402
@@ -221,6 +222,7 @@ def test_onnx_in_the_checker_and_onnxruntime(name: str, original: Originals, tmp
     model = onnx.load(str(built.path), load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
     assert "MatMul" not in kinds, "every matrix is quantized"
+    assert (model.producer_name, model.producer_version) == ("edgekit", __version__), "nothing of the folder it ran in"
     assert kinds.count("GatherBlockQuantized") == 1
     big = [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2]
     assert not [key for key in big if "embed" in key and not key.endswith("scales")], "no embedding in full precision"
