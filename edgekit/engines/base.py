@@ -27,10 +27,7 @@ class Engine(Protocol):
         """Forget everything, read the prompt ids (T,), return the logits (vocab_size,) after its last token."""
 
     def step(self, token: int) -> F32:
-        """Append one token to the running sequence, return the logits (vocab_size,) after it.
-
-        The next call may overwrite them.
-        """
+        """Append one token to the running sequence, return the logits (vocab_size,) after it."""
 
     def close(self) -> None:
         """Free the model's memory."""

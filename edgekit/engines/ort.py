@@ -95,7 +95,7 @@ class OrtEngine:
         self._length += 1
         self._token[0, 0] = token
         self._run(self._decoding)
-        last: F32 = self._row[0, 0]
+        last: F32 = self._row[0, 0].copy()
         return last
 
     def _check_room(self, length: int) -> None:
