@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +64,16 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = {path.name: path.read_bytes() for path in return_to.iterdir()}
     yield return_to
     assert before == {path.name: path.read_bytes() for path in return_to.iterdir()}, "a test changed the shared model"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 KiB; needs root and a kernel that lets it mount."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", place], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", place], check=True)

@@ -14,24 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli_inspect import found, run
 
-from edgekit.cli.main import main
 from edgekit.errors import CorruptCheckpointError, EdgekitError, FileFormatError
 from edgekit.inspecting import inspect
 
 MODEST = settings(max_examples=100, deadline=None)
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(["inspect", *arguments])
-    return int(left.value.code or 0)
-
-
-def found(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
-    assert run(str(path), "--json") == 0
-    data: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return data
 
 
 def write_gguf(path: Path, file_type: gguf.LlamaFileType = gguf.LlamaFileType.MOSTLY_Q8_0) -> None:
