@@ -14,8 +14,10 @@ _HEADER_LIMIT = 100 << 20
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def read_tensor(path: Path, name: str) -> NDArray[np.float32]:
+def read_tensor(path: Path, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
     """A tensor of a safetensors file in float32 (https://github.com/huggingface/safetensors, "Format").
+
+    With `rows`, only those from the first to before the second: shape (rows[1] - rows[0], …).
 
     Only for a file that the official library has opened: it checks that offsets are in order and inside the file.
 
@@ -32,6 +34,9 @@ def read_tensor(path: Path, name: str) -> NDArray[np.float32]:
         kind = np.dtype(_DTYPES[entry["dtype"]])
         if end - begin != math.prod(shape) * kind.itemsize:
             raise ValueError(f"{name} has {end - begin} bytes for the shape {list(shape)}")
+        if rows is not None:
+            begin += rows[0] * math.prod(shape[1:]) * kind.itemsize
+            shape = (rows[1] - rows[0], *shape[1:])
         stream.seek(8 + size + begin)
         raw = np.fromfile(stream, dtype=kind, count=math.prod(shape))
     if raw.size != math.prod(shape):

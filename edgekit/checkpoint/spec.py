@@ -7,37 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.checkpoint.architectures import Family, TensorRule, family_of, supported
-from edgekit.checkpoint.config_fields import real, switch, table, whole
-from edgekit.errors import CorruptCheckpointError, UnknownArchitectureError
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's rotary scaling (Llama 3.1 model card, `rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-    def frequency_factors(self, head_dim: int, theta: float) -> list[float]:
-        """Divisor of each of the head_dim / 2 rotary frequencies; 1 keeps it (llama.cpp `rope_freqs.weight`)."""
-        low_wavelength = self.original_context / self.low_freq_factor
-        high_wavelength = self.original_context / self.high_freq_factor
-        factors = []
-        for pair in range(0, head_dim, 2):
-            wavelength = 2 * math.pi * theta ** (pair / head_dim)
-            if wavelength < high_wavelength:
-                factors.append(1.0)
-            elif wavelength > low_wavelength:
-                factors.append(self.factor)
-            else:
-                smooth = (self.original_context / wavelength - self.low_freq_factor) / (
-                    self.high_freq_factor - self.low_freq_factor
-                )
-                factors.append(1 / ((1 - smooth) / self.factor + smooth))
-        return factors
+from edgekit.checkpoint.architectures import Activation, Family, Size, TensorRule, family_of, supported
+from edgekit.checkpoint.config_fields import real, switch
+from edgekit.checkpoint.layers import no_rope_layers, sliding_layers, window_that_bounds
+from edgekit.checkpoint.rope import Linear, Llama3, Rope, Yarn, global_and_local
+from edgekit.checkpoint.sizes import Sizes, read_sizes
+from edgekit.checkpoint.variants import activation_of, refuse_variants
+from edgekit.errors import UnknownArchitectureError
 
 
 @dataclass(frozen=True)
@@ -47,6 +23,7 @@ class TensorSpec:
     rule: TensorRule
     layer: int | None
     shape: tuple[int, ...]
+    """Outputs first, also where Hugging Face stores inputs first."""
 
     @property
     def role(self) -> str:
@@ -67,9 +44,9 @@ class TensorSpec:
         return self._named(self.rule.gguf)
 
     @property
-    def onnx(self) -> str:
-        """Base name of the node in the ONNX graph, empty for none."""
-        return self._named(self.rule.onnx)
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape in the Hugging Face checkpoint."""
+        return self.shape[::-1] if self.rule.transposed else self.shape
 
     @property
     def parameters(self) -> int:
@@ -92,8 +69,15 @@ class Spec:
     vocab_size: int
     context_length: int
     norm_epsilon: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+    activation: Activation
+    rope: Rope
+    local_rope: Rope | None
+    """Of layers with a sliding window, where they have their own."""
+    sliding_window: int | None
+    """Tokens, the current one included, that layers of `sliding` see."""
+    sliding: frozenset[int]
+    no_rope: frozenset[int]
+    """Layers without rotary positions."""
     tied: bool
     tensors: tuple[TensorSpec, ...]
 
@@ -106,120 +90,60 @@ class Spec:
         """Bytes of key-value cache that one token of context takes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
 
+    def layer_rope(self, layer: int) -> Rope | None:
+        """Rotary positions of a layer; None: it has none."""
+        if self.family.positions != "rope" or layer in self.no_rope:
+            return None
+        return self.local_rope if layer in self.sliding and self.local_rope else self.rope
 
-def _shape(rule: TensorRule, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    d, heads = sizes["hidden_size"], sizes["heads"] * sizes["head_dim"]
-    kv, ffn, vocab = sizes["kv_heads"] * sizes["head_dim"], sizes["ffn_size"], sizes["vocab_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "embedding": (vocab, d),
-        "head": (vocab, d),
-        "attn_q": (heads, d),
-        "attn_k": (kv, d),
-        "attn_v": (kv, d),
-        "attn_output": (d, heads),
-        "ffn_gate": (ffn, d),
-        "ffn_up": (ffn, d),
-        "ffn_down": (d, ffn),
-    }
-    return shapes.get(rule.role, (d,))
+    def layer_window(self, layer: int) -> int | None:
+        """Sliding window of a layer in tokens; None: it sees everything."""
+        return self.sliding_window if layer in self.sliding else None
 
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
+        return self.rope.theta
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    parameters = table(config, "rope_parameters")
-    theta = real(parameters, "rope_theta", real(config, "rope_theta", 10000.0))
-    scaling = table(config, "rope_scaling") or parameters
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind in (None, "default"):
-        return theta, None
-    if kind != "llama3":
-        raise UnknownArchitectureError(
-            f"config.json asks for rotary scaling {kind!r}",
-            expected="'default' or 'llama3'",
-            remedy="use a checkpoint without it; other kinds are not supported yet",
-        )
-    low, high = real(scaling, "low_freq_factor"), real(scaling, "high_freq_factor")
-    if not low < high:
-        raise CorruptCheckpointError(
-            f"config.json gives low_freq_factor = {low:g} and high_freq_factor = {high:g}",
-            expected="the first below the second",
-        )
-    original = whole(scaling, "original_max_position_embeddings", _MOST["max_position_embeddings"])
-    return theta, RopeScaling(real(scaling, "factor"), low, high, original)
+    @property
+    def local_rope_theta(self) -> float | None:
+        """The same in layers with a sliding window."""
+        return self.local_rope.theta if self.local_rope else None
 
+    @property
+    def _yarn(self) -> Yarn | None:
+        return self.rope.scaling if isinstance(self.rope.scaling, Yarn) else None
 
-_MOST = {
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 22,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 1 << 14,
-    "num_key_value_heads": 1 << 14,
-    "head_dim": 1 << 14,
-    "vocab_size": 1 << 24,
-    "max_position_embeddings": (1 << 31) - 1,
-}
-"""Far above any model: what is larger is a broken file, and is refused before anything is computed from it."""
+    @property
+    def gguf_scaling_type(self) -> str | None:
+        """`rope.scaling.type`; Llama 3's scaling is a tensor in GGUF (rope_freqs.weight)."""
+        return None if self.rope.scaling is None or isinstance(self.rope.scaling, Llama3) else self.rope.kind
+
+    @property
+    def gguf_scaling_factor(self) -> float | None:
+        """`rope.scaling.factor`."""
+        return self.rope.scaling.factor if isinstance(self.rope.scaling, Yarn | Linear) else None
+
+    @property
+    def yarn_original_context(self) -> int | None:
+        """`rope.scaling.original_context_length`."""
+        return self._yarn.original_context if self._yarn else None
+
+    @property
+    def gguf_yarn_attention_factor(self) -> float | None:
+        """`rope.scaling.attn_factor`: llama.cpp multiplies it by 0.1 ln(factor) + 1, so this is what remains."""
+        if self._yarn is None:
+            return None
+        return self._yarn.attention_factor / (0.1 * math.log(self._yarn.factor) + 1)
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    def size(key: str, default: int | None = None) -> int:
-        return whole(config, key, _MOST[key], default)
-
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
-    kv_heads, head_dim = size("num_key_value_heads", heads), size("head_dim", hidden // heads or 1)
-    if heads % kv_heads:
-        raise CorruptCheckpointError(
-            f"config.json gives {heads} heads and {kv_heads} key-value heads",
-            expected="the first divisible by the second",
-        )
-    if head_dim % 2:
-        raise CorruptCheckpointError(
-            f"config.json gives heads of {head_dim} values", expected="an even number, as rotary positions need pairs"
-        )
-    return {
-        "hidden_size": hidden,
-        "ffn_size": size("intermediate_size"),
-        "layers": size("num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": size("vocab_size"),
-        "context_length": _context(config),
-    }
-
-
-def _context(config: Mapping[str, Any]) -> int:
-    """Longest context; a sliding window bounds it, since within the window attention is the same without one."""
-    most = _MOST["max_position_embeddings"]
-    longest = whole(config, "max_position_embeddings", most, 2048)
-    return min(longest, whole(config, "sliding_window", most, longest))
-
-
-def _refuse_variants(config: Mapping[str, Any]) -> None:
-    for key in ("attention_bias", "mlp_bias"):
-        if switch(config, key, False):
-            raise UnknownArchitectureError(
-                f"config.json sets {key}",
-                expected="a model without biases in its linear layers",
-                remedy="biased variants of this family are not supported yet",
-            )
-    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise UnknownArchitectureError(
-            f"config.json sets the activation {activation!r}",
-            expected="'silu'",
-            remedy="other activations of this family are not supported yet",
-        )
-    if quantization := table(config, "quantization_config"):
-        raise UnknownArchitectureError(
-            f"the checkpoint is quantized already ({ascii(quantization.get('quant_method'))[:40]})",
-            expected="full-precision weights",
-            remedy="use the model that it was made from",
-        )
-    if real(config, "partial_rotary_factor", 1.0) != 1:
-        raise UnknownArchitectureError(
-            "config.json sets partial_rotary_factor",
-            expected="rotary positions on whole heads",
-            remedy="this variant of the family is not supported yet",
-        )
+def _shape(rule: TensorRule, sizes: Sizes) -> tuple[int, ...]:
+    query, kv = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    named: dict[Size, int] = {
+        "hidden": sizes.hidden_size, "q": query, "kv": kv, "qkv": query + 2 * kv, "ffn": sizes.ffn_size,
+        "vocab": sizes.vocab_size, "head_dim": sizes.head_dim, "context": sizes.context_length,
+    }  # fmt: skip
+    return tuple(named[name] for name in rule.shape)
 
 
 def spec_from_config(config: Mapping[str, Any]) -> Spec:
@@ -234,36 +158,51 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     family = family_of(architecture)
     if family is None:
         raise UnknownArchitectureError(
-            f"config.json names the architecture {architecture!r}",
+            f"config.json names the architecture {architecture[:80]!a}",
             expected="one of " + ", ".join(supported()),
-            remedy="other families are not supported yet",
+            remedy="let others export it: edgekit build --llama-cpp DIR for GGUF, --exporter optimum for ONNX",
         )
-    _refuse_variants(config)
-    sizes = _sizes(config)
-    theta, scaling = _rope(config)
-    epsilon = real(config, "rms_norm_eps", 1e-6)
-    tied = switch(config, "tie_word_embeddings", False)
-    tensors = []
-    for rule in family.tensors:
-        if rule.kind == "head" and tied:
-            continue
-        layers: list[int | None] = list(range(sizes["layers"])) if rule.per_layer else [None]
-        tensors += [TensorSpec(rule, layer, _shape(rule, sizes)) for layer in layers]
-    ordered = sorted(tensors, key=lambda t: (_place(t), t.layer if t.layer is not None else 0))
+    refuse_variants(config, family)
+    sizes = read_sizes(config, family)
+    window, sliding = sliding_layers(config, family, sizes.layers)
+    rope, local = global_and_local(config, family)
+    tied = switch(config, "tie_word_embeddings", bool(family.defaults.get("tie_word_embeddings", False)))
     return Spec(
         family=family,
         architecture=architecture,
-        norm_epsilon=epsilon,
-        rope_theta=theta,
-        rope_scaling=scaling,
+        hidden_size=sizes.hidden_size,
+        ffn_size=sizes.ffn_size,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        vocab_size=sizes.vocab_size,
+        context_length=min(sizes.context_length, window_that_bounds(config, family) or sizes.context_length),
+        norm_epsilon=real(config, family.key("rms_norm_eps"), float(str(family.defaults.get("rms_norm_eps", 1e-6)))),
+        activation=activation_of(config, family),
+        rope=rope,
+        local_rope=local,
+        sliding_window=window,
+        sliding=sliding,
+        no_rope=no_rope_layers(config, family, sizes.layers),
         tied=tied,
-        tensors=tuple(ordered),
-        **sizes,
+        tensors=_tensors(config, family, sizes, tied),
     )
 
 
+def _tensors(config: Mapping[str, Any], family: Family, sizes: Sizes, tied: bool) -> tuple[TensorSpec, ...]:
+    """All tensors in the order in which a model is read."""
+    made = []
+    for rule in family.tensors:
+        if (rule.kind == "head" and tied) or (rule.when and not switch(config, rule.when, False)):
+            continue
+        layers: list[int | None] = list(range(sizes.layers)) if rule.per_layer else [None]
+        made += [TensorSpec(rule, layer, _shape(rule, sizes)) for layer in layers]
+    return tuple(sorted(made, key=lambda tensor: (_place(tensor), tensor.layer or 0)))
+
+
 def _place(tensor: TensorSpec) -> int:
-    """Embedding first, blocks in order, then the final norm and the head: the order in which a model is read."""
+    """Embeddings first, blocks in order, then the final norm and the head."""
     if tensor.layer is not None:
         return 1
-    return 0 if tensor.rule.kind == "embedding" else 2
+    return 0 if tensor.rule.kind in ("embedding", "position") else 2

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgekit.cli.source_options import source_options
+from edgekit.options import SourceOptions
+
 if TYPE_CHECKING:
     from edgekit.inspecting_files import Findings, Row, Value
 
@@ -16,15 +19,17 @@ _WORDS = ("claim_against_bytes",)
 
 @click.command("inspect")
 @click.argument("what")
+@source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
-def command(what: str, as_json: bool) -> None:
-    """Show what WHAT holds: a model folder, a bundle, or a .gguf, .onnx or .safetensors file.
+def command(what: str, source: SourceOptions, as_json: bool) -> None:
+    """Show what WHAT holds: a model folder, a bundle, a .gguf, .onnx or .safetensors file, or org/name on the hub.
 
     No weight is loaded. Bits are counted from the files' bytes, scales and everything else included.
     """
     from edgekit.inspecting import inspect
+    from edgekit.progress import Bars
 
-    findings = inspect(what)
+    findings = inspect(what, source, progress=Bars())
     if as_json:
         import json
         from dataclasses import asdict

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import click
 
-from edgekit.options import Container
+from edgekit.cli.source_options import source_options
+from edgekit.options import Container, SourceOptions
 
 
 @click.command("plan")
 @click.argument("model", required=False)
+@source_options
 @click.option(
     "--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file."
 )
@@ -28,16 +30,18 @@ from edgekit.options import Container
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: str | None, target: str, bits: int, formats: tuple[Container, ...], every: bool, strict: bool, as_json: bool
-) -> None:
+    model: str | None, source: SourceOptions, target: str, bits: int, formats: tuple[Container, ...], every: bool,
+    strict: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Show what building MODEL would give: format and real bits of each tensor, size, predicted speed and memory."""
     from edgekit.checkpoint.source import resolve
+    from edgekit.progress import Bars
     from edgekit.quantize.choose import choose
     from edgekit.quantize.plan import refuse_fallbacks
     from edgekit.quantize.predict import predict, refuse_too_big
     from edgekit.targets import load
 
-    board, checkpoint = load(target), resolve(model)
+    board, checkpoint = load(target), resolve(model, source, progress=Bars())
     made = [choose(checkpoint.spec, board, container, bits) for container in dict.fromkeys(formats)]
     if strict:
         for plan in made:
