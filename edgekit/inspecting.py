@@ -19,6 +19,8 @@ from edgekit.inspecting_files import (
     safetensors_file,
     safetensors_header,
 )
+from edgekit.options import SourceOptions
+from edgekit.progress import Progress, Quiet
 
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
@@ -26,14 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Findings", "inspect"]
 
+_PLAIN, _QUIET = SourceOptions(), Quiet()
 _EXPECTED = "a model folder, a bundle, or a .gguf, .onnx or .safetensors file"
 
 
-def inspect(what: str) -> Findings:
+def inspect(what: str, source: SourceOptions = _PLAIN, *, progress: Progress = _QUIET) -> Findings:
     """Find out what `what` is and what it holds.
 
     Args:
-        what: path of a folder or file, or "demo" for the embedded model when no such path exists.
+        what: path of a folder or file; when no such path exists, "demo" for the embedded model, or org/name on the hub.
+        source: how a model is got; with an adapter, `what` is shown as a model merged with it.
+        progress: shows a download or a conversion.
 
     Raises:
         InputNotFoundError: nothing is there that can be read, or the folder is empty.
@@ -41,16 +46,19 @@ def inspect(what: str) -> Findings:
         EdgekitError: what opening a checkpoint or a bundle raises.
     """
     try:
-        return _inspect(what, Path(what))
+        return _inspect(what, Path(what), source, progress)
     except OSError as error:
         fault = plain(error.strerror or str(error))
         raise InputNotFoundError(f"'{plain(what)}' cannot be read ({fault})", expected=_EXPECTED) from error
 
 
-def _inspect(what: str, path: Path) -> Findings:
-    if not (path.exists() or path.is_symlink()):
-        if what == "demo":
-            return _demo()
+def _inspect(what: str, path: Path, source: SourceOptions, progress: Progress) -> Findings:
+    from edgekit.checkpoint.source import on_hub, resolve
+
+    there = path.exists() or path.is_symlink()
+    if source.lora is not None or source.revision is not None or (not there and (what == "demo" or on_hub(what))):
+        return _model(resolve(what, source, progress=progress))
+    if not there:
         raise InputNotFoundError(f"there is nothing at '{plain(what)}'", expected=_EXPECTED)
     if path.is_dir():
         return _folder(path)
@@ -87,12 +95,6 @@ def _file(path: Path) -> Findings:
     raise FileFormatError(f"{path} is of no kind that edgekit knows", expected=_EXPECTED)
 
 
-def _demo() -> Findings:
-    from edgekit.checkpoint.demo import demo_checkpoint
-
-    return _model(demo_checkpoint())
-
-
 # --- a model folder --------------------------------------------------------------------------------------------------
 
 
@@ -103,12 +105,13 @@ def _model(checkpoint: Checkpoint) -> Findings:
     for file in files:
         headers |= safetensors_header(file)[0]
     facts: dict[str, Value] = {
-        "name": checkpoint.name, "source": checkpoint.source, "caveat": checkpoint.caveat or None,
+        "name": plain(checkpoint.name), "source": plain(checkpoint.source, 1000),
+        "caveat": plain(checkpoint.caveat, 1000) or None,
         "architecture": spec.architecture, "family": spec.family.name, "parameters": spec.parameters,
         "tied_embedding": spec.tied, "layers": spec.layers, "hidden_size": spec.hidden_size, "ffn_size": spec.ffn_size,
         "heads": spec.heads, "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,
         "context_length": spec.context_length, "norm_epsilon": spec.norm_epsilon, "rope_theta": spec.rope_theta,
-        "rope_scaling": "llama3" if spec.rope_scaling else None, "weight_files": len(files),
+        "rope_scaling": None if spec.rope.scaling is None else spec.rope.kind, "weight_files": len(files),
         "weight_bytes": sum(file.stat().st_size for file in files), **_tokenizer(checkpoint.root),
     }  # fmt: skip
     return Findings("model", str(checkpoint.root), facts, {"roles": _roles(checkpoint), "types": dtype_rows(headers)})

@@ -50,10 +50,22 @@ class TorchEngine:
             _refuse_infinite(name, weights)
 
     def replace(self, weights: Iterable[tuple[str, F32]]) -> None:
-        """Overwrite parameters by Hugging Face name; a tied head follows its embedding."""
+        """Overwrite parameters by Hugging Face name, in their stored shape; a tied head follows its embedding."""
         with torch.no_grad():
             for name, array in weights:
-                self._named[name].copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(self._named[name].shape))
+                if self._named[name].shape != array.shape:  # copy_ would broadcast
+                    raise ValueError(f"{name} has shape {tuple(self._named[name].shape)}, not {array.shape}")
+                self._named[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+    def layers(self) -> frozenset[str]:
+        """Names of the weights (outputs, inputs) that one module multiplies its input by."""
+        linear = {name for name, module in self._model.named_modules() if isinstance(module, torch.nn.Linear)}
+        return frozenset(f"{name}.weight" for name in linear)
+
+    def output_layer(self) -> str | None:
+        """Name of the weight that makes the logits; None when the model has no such layer."""
+        head = self._model.get_output_embeddings()
+        return next((f"{name}.weight" for name, module in self._model.named_modules() if module is head), None)
 
     @torch.inference_mode()
     def logits(self, ids: Ids) -> F32:

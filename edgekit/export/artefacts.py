@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from edgekit.checkpoint.tokenizer_fit import refuse_misfit
 from edgekit.coherence.distribution import Positions, estimate_error
 from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
-from edgekit.export import gguf, onnx, parity
+from edgekit.export import gguf, onnx, onnx_reading, parity
 from edgekit.export.digests import Digests
-from edgekit.export.onnx_builder import full_precision_graph
+from edgekit.export.foreign import Foreign
+from edgekit.export.onnx_store import DATA
+from edgekit.options import Container
 from edgekit.progress import Progress, counter
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, full_precision_plan
@@ -38,18 +41,25 @@ class Built:
     """The same export without quantization, in a scratch folder."""
     planned: Digests
     """What each tensor is meant to decode to."""
+    foreign: Foreign | None = None
+    """What it was made from, where somebody else's exporter converted the model."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weight files."""
-        data = self.path.with_name(onnx.DATA)
+        data = self.path.with_name(DATA)
         return self.path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
     def weights(self, checkpoint: Checkpoint) -> Iterator[tuple[str, F32]]:
         """Hugging Face name and decoded weights, read by the format's official reader."""
         if self.plan.container == "gguf":
             return gguf.read_weights(self.path, checkpoint.spec)
-        return onnx.read_weights(self.path.parent, checkpoint.spec, self.plan)
+        return onnx_reading.read_weights(self.path.parent, checkpoint.spec)
+
+
+def full_precision_path(container: Container, scratch: Path) -> Path:
+    """Where the unquantized export of a build goes."""
+    return scratch / "full.gguf" if container == "gguf" else scratch / "full-onnx" / "model.onnx"
 
 
 def write(
@@ -59,25 +69,39 @@ def write(
     scratch: Path,
     progress: Progress,
     importance: Importance | None = None,
+    foreign: Foreign | None = None,
 ) -> Built:
-    """Quantize and write one artefact below `folder`; `scratch` takes the full-precision graph of an ONNX export."""
+    """Quantize and write one artefact below `folder`; `scratch` is where its unquantized twin will go.
+
+    `foreign` is a conversion by somebody else's exporter to make it from, instead of from the checkpoint.
+    """
     refuse_misfit(checkpoint)
-    if plan.container == "gguf":
-        path = folder / "gguf" / "model.gguf"
-        path.parent.mkdir()
-        with progress.step(f"GGUF: quantize and write {len(plan.entries)} tensors") as advance:
-            planned = gguf.write_gguf(
-                checkpoint, plan, path, importance=importance, tick=counter(advance, len(plan.entries))
-            )
-        return Built(plan, path, scratch / "full.gguf", planned)
-    path, source = folder / "onnx" / "model.onnx", scratch / "onnx-fp32"
+    kind, path = plan.container.upper(), folder / plan.container / f"model.{plan.container}"
     path.parent.mkdir()
-    matrices = sum(1 for entry in plan.entries if entry.tensor.rule.onnx)
-    title = f"ONNX: quantize and write {matrices} matrices, builder's graph beside it"
-    with full_precision_graph(checkpoint.root, source) as graph, progress.step(title) as advance:
-        tick = counter(advance, matrices)
-        planned = onnx.write_onnx(checkpoint, plan, graph, path.parent, importance=importance, tick=tick)
-    return Built(plan, path, source / "model.onnx", planned)
+    with progress.step(f"{kind}: quantize and write {len(plan.entries)} tensors") as advance:
+        tick = counter(advance, len(plan.entries))
+        if foreign is not None:
+            planned = foreign.converted.write(plan, path, importance or {}, tick)
+            return Built(plan, path, foreign.converted.path, planned, foreign)
+        planned = _write(checkpoint, plan, path, importance, tick)
+    return Built(plan, path, full_precision_path(plan.container, scratch), planned)
+
+
+def write_full_precision(checkpoint: Checkpoint, built: Built) -> None:
+    """Write the unquantized twin of an artefact unless it is there."""
+    if built.full_precision.exists():
+        return
+    built.full_precision.parent.mkdir(exist_ok=True)
+    plan = full_precision_plan(checkpoint.spec, built.plan.container)
+    _write(checkpoint, plan, built.full_precision, None, lambda _: None)
+
+
+def _write(
+    checkpoint: Checkpoint, plan: Plan, path: Path, importance: Importance | None, tick: Callable[[str], None]
+) -> Digests:
+    if plan.container == "gguf":
+        return gguf.write_gguf(checkpoint, plan, path, importance=importance, tick=tick)
+    return onnx.write_onnx(checkpoint, plan, path.parent, importance=importance, tick=tick)
 
 
 def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int:
@@ -86,13 +110,15 @@ def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int
     Raises:
         ParityError: names the tensor.
     """
-    count = sum(1 for e in built.plan.entries if built.plan.container == "gguf" or e.tensor.rule.onnx)
+    count = sum(1 for e in built.plan.entries if built.plan.container == "gguf" or e.tensor.rule.matrix)
     with progress.step(f"{built.plan.container.upper()}: compare {count} tensors with the plan") as advance:
         tick = counter(advance, count)
-        if built.plan.container == "gguf":
+        if built.foreign is not None:
+            built.foreign.converted.check_bytes(built.plan, built.path, built.planned, tick)
+        elif built.plan.container == "gguf":
             gguf.check_bytes(built.path, built.plan, built.planned, tick=tick)
         else:
-            onnx.check_bytes(built.path.parent, checkpoint.spec, built.plan, built.planned, tick=tick)
+            onnx_reading.check_bytes(built.path.parent, checkpoint.spec, built.plan, built.planned, tick=tick)
     return count
 
 
@@ -121,7 +147,10 @@ def check_logits(
     sealed: Sequence[Positions],
     progress: Progress,
 ) -> LogitParity:
-    """Compare the unquantized export with the original, and the artefact with torch running its weights.
+    """Compare the unquantized export with the original, and the artefact with its own weights in full precision.
+
+    These are put into torch. An unknown family's cannot be, as its converter may have reordered, split or fused them:
+    there the same engine runs them, whose unquantized twin has just been compared with torch.
 
     `sealed` holds the reference's rows of each sequence: one per token but the last, which nothing follows.
 
@@ -130,10 +159,7 @@ def check_logits(
     """
     kind = built.plan.container.upper()
     with progress.step(f"{kind}: compare logits with the original"):
-        if not built.full_precision.exists():
-            gguf.write_gguf(
-                checkpoint, full_precision_plan(checkpoint.spec, built.plan.container), built.full_precision
-            )
+        write_full_precision(checkpoint, built)
         original = parity.all_logits(torch_engine, sequences)
         exported = _engine_logits(built.plan.container, built.full_precision, sequences)
         full = parity.mean_kl(
@@ -146,16 +172,27 @@ def check_logits(
         del exported
     with progress.step(f"{kind}: activation cost"):
         shipped = _engine_logits(built.plan.container, built.path, sequences)
-        planned = parity.dequantized_logits(torch_engine, checkpoint, built.weights(checkpoint), sequences)
+        planned = _planned_logits(checkpoint, built, torch_engine, sequences)
         cost = parity.mean_kl(
             planned,
             shipped,
             sequences,
             parity.ACTIVATION_LIMIT,
-            f"the {kind} artefact differs from its own weights in torch",
+            f"the {kind} artefact differs from its own weights in {'torch' if built.foreign is None else 'float'}",
         )
         errors = [estimate_error(s, p[:-1], q[:-1]) for s, p, q in zip(sealed, original, shipped, strict=True)]
     return LogitParity(full, cost, float(np.concatenate(errors).mean()))
+
+
+def _planned_logits(
+    checkpoint: Checkpoint, built: Built, torch_engine: TorchEngine, sequences: Sequence[Ids]
+) -> list[F32]:
+    if built.foreign is None:
+        return parity.dequantized_logits(torch_engine, checkpoint, built.weights(checkpoint), sequences)
+    with tempfile.TemporaryDirectory(dir=built.foreign.scratch, prefix="dequantized-") as folder:
+        file = Path(folder) / built.path.name
+        built.foreign.converted.write_dequantized(built.plan, built.path, file)
+        return _engine_logits(built.plan.container, file, sequences)
 
 
 def _engine_logits(container: str, path: Path, sequences: Sequence[Ids]) -> list[F32]:

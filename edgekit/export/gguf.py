@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, dequantize
-from numpy.typing import NDArray
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor, dequantize
 
 from edgekit.checkpoint.architectures import RowOrder
-from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, PIECE, Checkpoint
+from edgekit.checkpoint.rope import Llama3
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import ParityError
-from edgekit.export.digests import Digests, digest
+from edgekit.export.digests import Digest, Digests
 from edgekit.export.gguf_vocab import GgufVocab, read_vocab
 from edgekit.grids import get
 from edgekit.quantize.importance import Importance
@@ -24,7 +26,7 @@ Tick = Callable[[str], None]
 
 
 def file_rows(weights: F32, order: RowOrder, spec: Spec) -> F32:
-    """Rows as GGUF stores them: a rotary pair adjacent instead of half a head apart. Shape is kept."""
+    """Rows (or a bias) as GGUF stores them: a rotary pair adjacent instead of half a head apart. Shape is kept."""
     if order == "as_is":
         return weights
     heads = spec.heads if order == "rope_q" else spec.kv_heads
@@ -45,9 +47,10 @@ def _add_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> Non
     spec = checkpoint.spec
     writer.add_type("model")
     writer.add_name(checkpoint.name)
+    adders = {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string}
     for key, (attribute, kind) in spec.family.gguf_metadata.items():
-        add = writer.add_uint32 if kind == "u32" else writer.add_float32
-        add(f"{spec.family.gguf_arch}.{key}", getattr(spec, attribute))
+        if (value := getattr(spec, attribute)) is not None:
+            adders[kind](f"{spec.family.gguf_arch}.{key}", value)
     writer.add_quantization_version(2)
     writer.add_file_type(_file_type(plan))
     writer.add_string("edgekit.requested_bits", str(plan.bits))
@@ -124,8 +127,9 @@ def write_gguf(
         if factors is not None:
             writer.write_tensor_data(factors)
         for entry in plan.entries:
-            blocks, planned[entry.tensor.gguf] = _blocks(checkpoint, entry, (importance or {}).get(entry.tensor.hf))
+            blocks = _Blocks(checkpoint, entry, (importance or {}).get(entry.tensor.hf))
             writer.write_tensor_data(blocks)
+            planned[entry.tensor.gguf] = blocks.found.text()
             tick(entry.tensor.gguf)
     finally:
         writer.close()
@@ -133,9 +137,10 @@ def write_gguf(
 
 
 def _rope_factors(spec: Spec) -> F32 | None:
-    if spec.rope_scaling is None:
+    """Llama 3's scaling is a tensor in GGUF, the others are metadata."""
+    if not isinstance(spec.rope.scaling, Llama3):
         return None
-    return np.array(spec.rope_scaling.frequency_factors(spec.head_dim, spec.rope_theta), dtype=np.float32)
+    return spec.rope.scaling.divisors(spec.head_dim, spec.rope.theta).astype(np.float32)
 
 
 def _matrix(tensor: TensorSpec) -> tuple[int, int]:
@@ -147,12 +152,32 @@ def _byte_shape(tensor: TensorSpec, size: int) -> tuple[int, ...]:
     return (*tensor.shape[:-1], size // math.prod(tensor.shape[:-1]))
 
 
-def _blocks(checkpoint: Checkpoint, entry: Entry, importance: F32 | None) -> tuple[NDArray[np.uint8], str]:
-    """The bytes to store, and the digest of what they stand for."""
-    tensor, grid = entry.tensor, get(entry.grid)
-    weights = file_rows(checkpoint.read(tensor), tensor.rule.rows, checkpoint.spec)
-    quantized = grid.quantize(weights.reshape(_matrix(tensor)), importance)
-    return grid.pack(quantized)["data"].reshape(-1), digest(grid.dequantize(quantized))
+@dataclass
+class _Blocks:
+    """A tensor's bytes as GGUFWriter wants an array's, made while they are written: no more than a piece is held."""
+
+    checkpoint: Checkpoint
+    entry: Entry
+    importance: F32 | None
+    found: Digest = field(default_factory=Digest)
+    """Of the weights that the bytes stand for; complete when they are written."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return get(self.entry.grid).nbytes(_matrix(self.entry.tensor))
+
+    def tofile(self, stream: BinaryIO) -> None:
+        """Quantize and write."""
+        tensor, grid = self.entry.tensor, get(self.entry.grid)
+        whole = tensor.rule.rows != "as_is"  # rows change places
+        for piece in [self.checkpoint.read(tensor)] if whole else self.checkpoint.pieces(tensor):
+            weights = file_rows(piece, tensor.rule.rows, self.checkpoint.spec)
+            if tensor.rule.shift:
+                weights = weights + np.float32(tensor.rule.shift)
+            quantized = grid.quantize(weights.reshape(-1, tensor.shape[-1]), self.importance)
+            self.found.update(grid.dequantize(quantized))
+            stream.write(grid.pack(quantized)["data"].data)
 
 
 def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:
@@ -166,6 +191,7 @@ def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:
         if (found := stored.get(tensor.gguf)) is None:
             raise ParityError(f"{path} lacks the tensor {tensor.gguf}")
         weights = dequantize(found.data, found.tensor_type).astype(np.float32).reshape(tensor.shape)
+        weights = weights - np.float32(tensor.rule.shift) if tensor.rule.shift else weights
         yield tensor.hf, checkpoint_rows(weights, tensor.rule.rows, spec)
 
 
@@ -187,6 +213,16 @@ def check_bytes(path: Path, plan: Plan, planned: Digests, *, tick: Tick = lambda
         found = stored[name].tensor_type.name if name in stored else "nothing"
         if found != entry.grid:
             raise ParityError(f"tensor {name} is stored as {found}", expected=entry.grid, remedy="report this as a bug")
-        if digest(dequantize(stored[name].data, stored[name].tensor_type)) != planned[name]:
+        if _decoded(stored[name]) != planned[name]:
             raise ParityError(f"tensor {name} does not decode to what was planned", remedy="report this as a bug")
         tick(name)
+
+
+def _decoded(tensor: ReaderTensor) -> str:
+    """The digest of a stored tensor's weights; its rows are decoded a piece at a time."""
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    step = max(1, PIECE // int(tensor.shape[0]))
+    found = Digest()
+    for begin in range(0, rows.shape[0], step):
+        found.update(dequantize(rows[begin : begin + step], tensor.tensor_type))
+    return found.text()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gguf import TokenType
 
@@ -29,6 +29,8 @@ _SHAPES: Mapping[tuple[bool, *tuple[str, ...]], str] = {
 """Whether a whole word that is a token needs no merges, and the steps of tokenizer.json's pre-tokenizer → llama.cpp's
 `tokenizer.ggml.pre`, which stands for both (its src/llama-vocab.cpp)."""
 
+NormalForm = Literal["NFC", "NFKC"]
+_NORMAL_FORMS: tuple[NormalForm, ...] = ("NFC", "NFKC")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -81,11 +83,11 @@ def _steps(pre: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def _pre_tokenizer(data: Mapping[str, Any]) -> str:
-    if normalizer := data.get("normalizer"):
+    if (normalizer := data.get("normalizer")) and normalizer.get("type") not in _NORMAL_FORMS:
         raise TokenizerError(
             f"tokenizer.json changes text before it splits it (normalizer {normalizer.get('type')}), "
             "which llama.cpp does not",
-            expected="no normalizer",
+            expected="no normalizer but " + " or ".join(_NORMAL_FORMS),
             remedy="build with --format onnx only",
         )
     steps = _steps(data.get("pre_tokenizer"))
@@ -194,6 +196,24 @@ def _adds_bos(data: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
         if single and "SpecialToken" in single[0]:
             return True
     return False
+
+
+def normal_form(root: Path) -> NormalForm | None:
+    """The Unicode normal form that a Hugging Face folder's tokenizer brings text to before it splits it, if any."""
+    normalizer = _load(root / "tokenizer.json").get("normalizer")
+    name = normalizer.get("type") if isinstance(normalizer, dict) else None
+    return next((form for form in _NORMAL_FORMS if form == name), None)
+
+
+def caveat(root: Path) -> str:
+    """What a user of the GGUF file's own tokenizer must know; empty for nothing."""
+    form = normal_form(root)
+    if form is None:
+        return ""
+    return (
+        f"The tokenizer brings text to Unicode {form} first; llama.cpp does not, so programs that leave tokenizing to "
+        f"it must give it {form} text (edgekit does)."
+    )
 
 
 def read_vocab(root: Path, rows: int) -> GgufVocab:

@@ -116,7 +116,7 @@ def _entry(tensor: TensorSpec, bits: int, candidates: Sequence[str]) -> Entry:
     return Entry(tensor, bits, grid, get(grid).nbytes((tensor.shape[0], tensor.shape[1])), reason)
 
 
-def _norm(tensor: TensorSpec) -> Entry:
+def _kept(tensor: TensorSpec) -> Entry:
     return Entry(tensor, 32, "F32", 4 * tensor.parameters)
 
 
@@ -140,7 +140,7 @@ def make_plan(
         GridError: no candidate suits a tensor.
     """
     entries = [
-        _entry(tensor, requested(tensor), candidates(tensor)) if len(tensor.shape) == 2 else _norm(tensor)
+        _entry(tensor, requested(tensor), candidates(tensor)) if tensor.rule.matrix else _kept(tensor)
         for tensor in spec.tensors
     ]
     if container == "onnx":
@@ -170,7 +170,7 @@ def full_precision_plan(spec: Spec, container: Container) -> Plan:
     """Every matrix in F16 (GGUF) or F32 (ONNX): the export that must equal the original."""
     grid, size = ("F16", 2) if container == "gguf" else ("F32", 4)
     entries = tuple(
-        Entry(t, 8 * size, grid, size * t.parameters) if len(t.shape) == 2 else _norm(t) for t in spec.tensors
+        Entry(t, 8 * size, grid, size * t.parameters) if t.rule.matrix else _kept(t) for t in spec.tensors
     )
     return Plan(container, 8 * size, entries)
 

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +31,7 @@ from gguf import GGUFReader  # noqa: E402
 
 from edgekit import __version__  # noqa: E402
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from edgekit.checkpoint.rope import Rope  # noqa: E402
 from edgekit.coherence.distribution import kl_full  # noqa: E402
 from edgekit.coherence.reference import Origin, Reference, seal  # noqa: E402
 from edgekit.engines.base import greedy  # noqa: E402
@@ -39,10 +39,9 @@ from edgekit.engines.llamacpp import LlamaCppEngine  # noqa: E402
 from edgekit.engines.ort import OrtEngine  # noqa: E402
 from edgekit.engines.torch import TorchEngine  # noqa: E402
 from edgekit.errors import ParityError  # noqa: E402
-from edgekit.export import artefacts, gguf, parity  # noqa: E402
-from edgekit.export import onnx as onnx_export  # noqa: E402
+from edgekit.export import artefacts, gguf, onnx_reading, parity  # noqa: E402
 from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
-from edgekit.export.onnx_builder import build_full_precision  # noqa: E402
+from edgekit.export.onnx_store import DATA  # noqa: E402
 from edgekit.options import Container  # noqa: E402
 from edgekit.progress import Quiet  # noqa: E402
 from edgekit.quantize.choose import choose  # noqa: E402
@@ -68,11 +67,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Original:
-    """A tiny checkpoint with what takes seconds to make: PyTorch's model and the builder's full-precision graph."""
+    """A tiny checkpoint with what takes seconds to make: PyTorch's model."""
 
     like: Tiny
     checkpoint: Checkpoint
-    graph: Path
 
     @cached_property
     def engine(self) -> TorchEngine:
@@ -89,16 +87,10 @@ class Original:
         return seal(self.engine, self.sequences, [], origin=origin, k=64)
 
     def write(self, container: Container, bits: int, folder: Path) -> Built:
-        """The artefact below the new folder, from a copy of the graph, which does not depend on bits."""
+        """The artefact below the new folder."""
         folder.mkdir(parents=True)
         plan = choose(self.checkpoint.spec, load("rpi5"), container, bits)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(artefacts, "full_precision_graph", self._copied_graph)
-            return artefacts.write(self.checkpoint, plan, folder, folder, Quiet())
-
-    @contextmanager
-    def _copied_graph(self, _root: Path, out: Path) -> Iterator[Callable[[], Path]]:
-        yield lambda: Path(shutil.copytree(self.graph, out))
+        return artefacts.write(self.checkpoint, plan, folder, folder, Quiet())
 
     def check(self, built: Built) -> LogitParity:
         """All comparisons that a build makes of an artefact."""
@@ -118,8 +110,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Originals]:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             checkpoint = open_checkpoint(tiny.make(folder / "model", MODELS[name]))
-            build_full_precision(checkpoint.root, folder / "graph")
-            made[name] = Original(MODELS[name], checkpoint, folder / "graph")
+            made[name] = Original(MODELS[name], checkpoint)
         return made[name]
 
     yield get
@@ -305,21 +296,32 @@ def test_two_builds_give_the_same_bytes(container: Container, original: Original
     assert [name for name in one if one[name] != two[name]] == []
 
 
+@ALL_FORMATS
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_large_matrices_in_pieces_give_the_same_bytes(
+    container: Container, bits: int, original: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = original("untied")
+    made.write(container, bits, tmp_path / "whole")
+    whole = Checkpoint.pieces
+    monkeypatch.setattr(Checkpoint, "pieces", lambda self, tensor: whole(self, tensor, 1000))
+    monkeypatch.setattr(gguf, "PIECE", 1000)
+    monkeypatch.setattr(onnx_reading, "PIECE", 1000)
+    largest = max((t for t in made.checkpoint.spec.tensors if t.rule.matrix), key=lambda t: t.parameters)
+    assert len(list(made.checkpoint.pieces(largest))) > 30
+    built = made.write(container, bits, tmp_path / "pieces")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
+    artefacts.check_bytes(made.checkpoint, built, Quiet())
+
+
 # -- negative controls
 
 
 @ALL_FORMATS
 def test_changed_rope_theta_is_caught(container: Container, original: Originals, tmp_path: Path) -> None:
     made = original("tied")
-    wrong_spec = dataclasses.replace(made.checkpoint.spec, rope_theta=2 * made.like.theta)
-    wrong = dataclasses.replace(made.checkpoint, spec=wrong_spec)
-    graph = made.graph
-    if container == "onnx":
-        # The builder reads config.json itself.
-        folder = tiny.make(tmp_path / "wrong", made.like, rope_parameters={"rope_theta": 2 * made.like.theta})
-        graph = tmp_path / "graph"
-        build_full_precision(folder, graph)
-    forged = Original(made.like, wrong, graph)
+    wrong_spec = dataclasses.replace(made.checkpoint.spec, rope=Rope(2 * made.like.theta))
+    forged = Original(made.like, dataclasses.replace(made.checkpoint, spec=wrong_spec))
     built = forged.write(container, 8, tmp_path / "out")
     with pytest.raises(
         ParityError, match=rf"unquantized {container.upper()} export differs .*position \d+ \(token \d+\)"
@@ -352,12 +354,14 @@ def test_rows_left_in_the_wrong_order_are_caught(
         made.check(built)
 
 
-def test_forgotten_rope_scaling_is_caught(original: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@ALL_FORMATS
+def test_forgotten_rope_scaling_is_caught(container: Container, original: Originals, tmp_path: Path) -> None:
     made = original("llama3")
-    monkeypatch.setattr(gguf, "_rope_factors", lambda _: None)
-    built = made.write("gguf", 8, tmp_path / "out")
-    with pytest.raises(ParityError, match="unquantized GGUF export differs"):
-        made.check(built)
+    unscaled = dataclasses.replace(made.checkpoint.spec, rope=Rope(made.like.theta))
+    forged = Original(made.like, dataclasses.replace(made.checkpoint, spec=unscaled))
+    built = forged.write(container, 8, tmp_path / "out")
+    with pytest.raises(ParityError, match=f"unquantized {container.upper()} export differs"):
+        Checked(made, forged).check(built)
 
 
 @pytest.mark.parametrize("victim", ["token_embd.weight", "blk.1.ffn_down.weight", "blk.0.attn_k.weight"])
@@ -382,8 +386,8 @@ def test_altered_scale_in_gguf_is_caught(victim: str, bits: int, original: Origi
 @pytest.mark.parametrize(
     ("victim", "culprit"),
     [
-        ("embed", "model.embed_tokens.weight"), ("layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight"),
-        ("layers.0.attn.qkv_proj", "model.layers.0.self_attn.q_proj.weight"),
+        ("embed", "model.embed_tokens.weight"), ("layers.1.ffn_down", "model.layers.1.mlp.down_proj.weight"),
+        ("layers.0.attn_qkv", "model.layers.0.self_attn.q_proj.weight"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("what", ["scales", "codes"])
@@ -398,7 +402,7 @@ def test_altered_scale_or_code_in_onnx_is_caught(
     name = node.input[2 if what == "scales" else kinds.index(node.op_type)]
     tensor = next(t for t in model.graph.initializer if t.name == name)
     place = int(next(e.value for e in tensor.external_data if e.key == "offset"))
-    with built.path.with_name(onnx_export.DATA).open("r+b") as stream:
+    with built.path.with_name(DATA).open("r+b") as stream:
         stream.seek(place)
         old = stream.read(4)
         new = (

@@ -29,7 +29,7 @@ from edgekit.quantize.plan import full_precision_plan
 
 pytestmark = pytest.mark.integration
 
-KINDS = ("smollm", "gpt2", "qwen2", "llama3", "sentencepiece")
+KINDS = ("smollm", "gpt2", "qwen2", "qwen2-nfc", "llama3", "sentencepiece")
 SIZE = 640
 Compare = Callable[[Path], Golden]
 
@@ -124,7 +124,7 @@ def test_embedding_with_spare_rows(compare: Compare, tmp_path: Path) -> None:
     compare(folder)
 
 
-@pytest.mark.parametrize("kind", ["qwen2-nfc", "sentencepiece-first"])
+@pytest.mark.parametrize("kind", ["sentencepiece-first"])
 def test_what_llama_cpp_cannot_do_is_refused_and_works_in_onnx(kind: str, compare: Compare, tmp_path: Path) -> None:
     folder = model(tmp_path, kind)
     with pytest.raises(TokenizerError, match="--format onnx only"):

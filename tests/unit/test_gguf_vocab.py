@@ -16,7 +16,7 @@ from tiny import Tiny
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.tokenizer_fit import refuse_misfit
 from edgekit.errors import TokenizerError
-from edgekit.export.gguf_vocab import GgufVocab, read_vocab
+from edgekit.export.gguf_vocab import GgufVocab, caveat, normal_form, read_vocab
 
 SIZE = 640
 
@@ -116,8 +116,18 @@ def test_regular_expression_that_is_used_otherwise(change: dict[str, Any], tmp_p
 
 
 def test_text_that_is_changed_before_it_is_split(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="normalizer NFC"):
-        vocab("qwen2-nfc", tmp_path)
+    changed(folder(tmp_path, "qwen2-nfc"), lambda data: data.update(normalizer={"type": "Lowercase"}))
+    with pytest.raises(TokenizerError, match="normalizer Lowercase"):
+        read_vocab(tmp_path, SIZE)
+
+
+def test_normal_form_is_allowed_and_told(tmp_path: Path) -> None:
+    assert vocab("qwen2-nfc", tmp_path / "nfc").pre == "qwen2"
+    assert normal_form(tmp_path / "nfc") == "NFC"
+    assert "NFC" in caveat(tmp_path / "nfc")
+    vocab("gpt2", tmp_path / "plain")
+    assert normal_form(tmp_path / "plain") is None
+    assert caveat(tmp_path / "plain") == ""
 
 
 def test_space_in_front_of_the_first_piece_only(tmp_path: Path) -> None:

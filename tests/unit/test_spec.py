@@ -13,6 +13,25 @@ from edgekit.checkpoint.architectures import supported
 from edgekit.checkpoint.spec import Spec, spec_from_config
 from edgekit.errors import CorruptCheckpointError, UnknownArchitectureError
 
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "hidden_act": None,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+}
+
 
 def spec(like: Tiny = Tiny(), **config: Any) -> Spec:  # noqa: B008
     return spec_from_config({**tiny.config_of(like), **config})
@@ -51,7 +70,7 @@ def test_absurd_number(value: Any) -> None:
         spec(rope_parameters={**tiny.LLAMA3_SCALING, "factor": value})
 
 
-@pytest.mark.parametrize("names", [["BertModel"], ["Qwen2ForCausalLM"], "LlamaForCausalLM", [], None, [{"a": 1}], [7]])
+@pytest.mark.parametrize("names", [["BertModel"], ["BloomForCausalLM"], "LlamaForCausalLM", [], None, [{"a": 1}], [7]])
 def test_unknown_architecture_lists_the_supported_ones(names: Any) -> None:
     with pytest.raises(UnknownArchitectureError, match=", ".join(supported())):
         spec(architectures=names)
@@ -60,13 +79,24 @@ def test_unknown_architecture_lists_the_supported_ones(names: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_parameters": {**YARN, "mscale": 0.7}}, "mscale"),
+        ({"rope_parameters": {**YARN, "truncate": False}}, "truncate = False"),
+        ({"rope_parameters": {**YARN, "beta_fast": 16}}, "beta_fast = 16 .*32.0, which llama.cpp assumes"),
+        ({"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({**GEMMA, "final_logit_softcapping": 30.0}, "final_logit_softcapping = 30"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({**GEMMA, "query_pre_attn_scalar": 168}, "query_pre_attn_scalar = 168"),
+        ({**GEMMA, "hidden_activation": "gelu"}, "gelu"),
+        ({**GEMMA, "layer_types": ["full_attention"] * 2}, "sliding window to other layers"),
+        ({**GEMMA, "sliding_window_pattern": 2}, "sliding window to other layers"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [0, 1]}, "rotary positions out of other layers"),
+        ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({**GPT2, "activation_function": "relu"}, "relu"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     ],
 )
@@ -82,6 +112,14 @@ def test_variant_that_would_be_silently_wrong(config: dict[str, Any], word: str)
         ({"head_dim": 15}, "heads of 15 values"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         ({"attention_bias": "no"}, "attention_bias"),
+        ({**GEMMA, "layer_types": ["full_attention"]}, "layer_types"),
+        ({**GEMMA, "layer_types": 7}, "layer_types"),
+        ({**GEMMA, "sliding_window": -3}, "sliding_window"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 1, 1]}, "no_rope_layers"),
+        ({**GPT2, "n_embd": 0}, "n_embd"),
+        ({"rope_parameters": {**YARN, "rope_theta": 0.5}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": 7}, "rope_parameters"),
         ({"rope_scaling": [1]}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "low_freq_factor"),
@@ -134,10 +172,53 @@ def test_llama3_rope_factors_are_the_ratio_of_frequencies(key: str) -> None:
     config |= {"rope_parameters": None, key: tiny.LLAMA3_SCALING}
     found = spec_from_config(config)
     assert found.rope_theta == 500000.0
-    assert found.rope_scaling is not None
+    assert found.rope.kind == "llama3"
     plain = 500000.0 ** -(np.arange(0, 32, 2) / 32)
-    factors = found.rope_scaling.frequency_factors(32, 500000.0)
-    np.testing.assert_allclose(plain / factors, tiny.llama3_frequencies(plain), rtol=1e-12)
-    assert factors[0] == 1.0
-    assert factors[-1] == 8.0
-    assert len({round(factor, 6) for factor in factors}) >= 3, "the ramp between them is tested too"
+    assert found.rope.scaling is not None
+    divisors = found.rope.scaling.divisors(32, 500000.0)
+    np.testing.assert_allclose(plain / divisors, tiny.llama3_frequencies(plain), rtol=1e-12)
+    assert divisors[0] == 1.0
+    assert divisors[-1] == 8.0
+    assert len({round(divisor, 6) for divisor in divisors}) >= 3, "the ramp between them is tested too"
+
+
+def test_rope_of_gemma_in_both_forms() -> None:
+    """Nested since transformers 5, side by side before; scaling concerns full attention alone."""
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    nested = {"full_attention": {**scaling, "rope_theta": 5e5}, "sliding_attention": {"rope_theta": 2e4}}
+    new = spec(**GEMMA, rope_parameters=nested, rope_theta=None)
+    old = spec(**GEMMA, rope_parameters=None, rope_scaling=scaling, rope_theta=5e5, rope_local_base_freq=2e4)
+    for found in (new, old):
+        assert (found.rope.theta, found.rope.kind) == (5e5, "linear")
+        assert found.local_rope is not None
+        assert (found.local_rope.theta, found.local_rope.scaling) == (2e4, None)
+
+
+def test_layers_of_gemma() -> None:
+    found = spec(Tiny(layers=13), **GEMMA, sliding_window=100)
+    assert [i for i in range(13) if found.layer_window(i) is None] == [5, 11]
+    assert found.layer_window(0) == 100
+    assert found.context_length == 512, "the window is a few layers' matter"
+    assert found.layer_rope(5) is found.rope
+    assert found.layer_rope(0) is found.local_rope
+
+
+def test_layers_without_positions_in_smollm3() -> None:
+    found = spec(Tiny(layers=9), architectures=["SmolLM3ForCausalLM"])
+    assert [i for i in range(9) if found.layer_rope(i) is None] == [3, 7]
+    assert found.context_length == 512
+
+
+@pytest.mark.parametrize("name", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_window_of_qwen_counts_only_when_it_is_switched_on(name: str) -> None:
+    assert spec(architectures=[name], sliding_window=100).context_length == 512
+    assert spec(architectures=[name], sliding_window=100, use_sliding_window=True).context_length == 100
+
+
+def test_gpt2_has_its_own_names() -> None:
+    found = spec_from_config({**GPT2, "vocab_size": 300})
+    assert (found.hidden_size, found.ffn_size, found.layers, found.heads, found.kv_heads) == (64, 256, 2, 4, 4)
+    assert (found.context_length, found.norm_epsilon, found.activation, found.tied) == (128, 1e-5, "gelu_tanh", True)
+    shapes = {tensor.hf: (tensor.shape, tensor.stored_shape) for tensor in found.tensors}
+    assert shapes["transformer.h.1.attn.c_attn.weight"] == ((192, 64), (64, 192))
+    assert shapes["transformer.wpe.weight"][0] == (128, 64)

@@ -1,0 +1,55 @@
+"""genai_config.json: what onnxruntime-genai, and our engine for onnxruntime, must know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.checkpoint.checkpoint import Checkpoint, read_json
+from edgekit.export.onnx_decoder import positions
+
+
+def genai_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The file's contents (https://onnxruntime.ai/docs/genai/reference/config.html)."""
+    spec, tokens = checkpoint.spec, _special_tokens(checkpoint)
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": "model.onnx",
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden_size,
+        "inputs": {
+            "input_ids": "input_ids", "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": spec.kv_heads,
+    }  # fmt: skip
+    model = {
+        **tokens, "context_length": positions(spec), "decoder": decoder, "type": spec.family.genai_type,
+        "vocab_size": spec.vocab_size,
+    }  # fmt: skip
+    return {"model": model, "search": {"max_length": positions(spec), "past_present_share_buffer": True}}
+
+
+def _special_tokens(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Ids that begin, end and fill a text; generation_config.json knows better than config.json."""
+    path = checkpoint.root / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    found = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = generation.get(key, checkpoint.config.get(key))
+        if _ids(value):
+            found[key] = value
+    ends = found.get("eos_token_id", 0)
+    found.setdefault("eos_token_id", 0)
+    found.setdefault("pad_token_id", ends[0] if isinstance(ends, list) else ends)  # genai insists on one
+    return found
+
+
+def _ids(value: object) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(type(item) is int and item >= 0 for item in values)

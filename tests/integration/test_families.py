@@ -1,0 +1,256 @@
+"""Every family becomes GGUF and ONNX files that say what transformers says; every trait left out shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from numpy.typing import NDArray
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+onnx = pytest.importorskip("onnx")
+genai = pytest.importorskip("onnxruntime_genai")
+pytest.importorskip("llama_cpp")
+
+import tiny_families  # noqa: E402
+from gguf import GGUFReader  # noqa: E402
+
+from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from edgekit.checkpoint.rope import Rope  # noqa: E402
+from edgekit.checkpoint.spec import Spec  # noqa: E402
+from edgekit.coherence.distribution import kl_full  # noqa: E402
+from edgekit.coherence.reference import Origin, Reference, seal  # noqa: E402
+from edgekit.engines.base import Engine, greedy  # noqa: E402
+from edgekit.engines.llamacpp import LlamaCppEngine  # noqa: E402
+from edgekit.engines.ort import OrtEngine  # noqa: E402
+from edgekit.engines.torch import TorchEngine  # noqa: E402
+from edgekit.errors import ParityError  # noqa: E402
+from edgekit.export import artefacts, parity  # noqa: E402
+from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
+from edgekit.options import Container  # noqa: E402
+from edgekit.progress import Quiet  # noqa: E402
+from edgekit.quantize.choose import choose  # noqa: E402
+from edgekit.targets import load  # noqa: E402
+
+pytestmark = pytest.mark.integration
+
+LENGTH = 96
+"""Tokens of a sequence: several times the sliding windows, and beyond YaRN's original context."""
+Ids = NDArray[np.int64]
+FORMATS: tuple[Container, ...] = ("gguf", "onnx")
+ALL_FORMATS = pytest.mark.parametrize("container", FORMATS)
+ALL_FAMILIES = pytest.mark.parametrize("name", tiny_families.CONFIGS)
+
+
+@dataclass(frozen=True)
+class Original:
+    """A tiny checkpoint and PyTorch's model of it."""
+
+    checkpoint: Checkpoint
+
+    @cached_property
+    def engine(self) -> TorchEngine:
+        return TorchEngine(self.checkpoint.root)
+
+    @cached_property
+    def sequences(self) -> list[Ids]:
+        rng = np.random.default_rng(5)
+        return [rng.integers(tiny_families.VOCAB, size=LENGTH) for _ in range(2)]
+
+    @cached_property
+    def reference(self) -> Reference:
+        origin = Origin(model="tiny", model_sha256="ab" * 32, seed=0, text="file", text_sha256="ab" * 32, versions={})
+        return seal(self.engine, self.sequences, [], origin=origin, k=64)
+
+    def write(self, container: Container, bits: int, folder: Path, spec: Spec | None = None) -> Built:
+        """The artefact below the new folder; `spec` pretends that the model is another one."""
+        folder.mkdir(parents=True)
+        checkpoint = dataclasses.replace(self.checkpoint, spec=spec or self.checkpoint.spec)
+        plan = choose(checkpoint.spec, load("rpi5"), container, bits)
+        return artefacts.write(checkpoint, plan, folder, folder, Quiet())
+
+    def check(self, built: Built, spec: Spec | None = None) -> LogitParity:
+        checkpoint = dataclasses.replace(self.checkpoint, spec=spec or self.checkpoint.spec)
+        artefacts.check_bytes(checkpoint, built, Quiet())
+        sealed = [self.reference.positions.rows(where) for where in self.reference.sequence_rows()]
+        return artefacts.check_logits(checkpoint, built, self.engine, self.sequences, sealed, Quiet())
+
+
+Originals = Callable[[str], Original]
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Originals]:
+    made: dict[str, Original] = {}
+
+    def get(name: str) -> Original:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name) / "model"
+            made[name] = Original(open_checkpoint(tiny_families.make(folder, name)))
+        return made[name]
+
+    yield get
+    for item in made.values():
+        item.engine.close()
+
+
+@ALL_FAMILIES
+def test_logits_have_structure(name: str, original: Originals) -> None:
+    made = original(name)
+    share = tiny.entropy(made.engine.logits(made.sequences[0]).astype(np.float64)) / math.log(tiny_families.VOCAB)
+    assert 0.2 < share < 0.6
+
+
+@ALL_FAMILIES
+@ALL_FORMATS
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_parity(name: str, container: Container, bits: int, original: Originals, tmp_path: Path) -> None:
+    made = original(name)
+    found = made.check(made.write(container, bits, tmp_path / "out"))
+    print(f"{name} {container} {bits}: export {found.full_precision_kl:.1e}, activations {found.activation_kl:.1e}")
+    assert found.full_precision_kl < (parity.FULL_PRECISION_LIMIT if container == "gguf" else 1e-9)
+    assert 0 < found.activation_kl <= parity.ACTIVATION_LIMIT
+
+
+@ALL_FAMILIES
+def test_official_readers_find_what_the_model_has(name: str, original: Originals, tmp_path: Path) -> None:
+    made = original(name)
+    spec = made.checkpoint.spec
+    reader = GGUFReader(made.write("gguf", 4, tmp_path / "gguf").path)
+    extra = {"rope_freqs.weight"}
+    assert {tensor.name for tensor in reader.tensors} - extra == {tensor.gguf for tensor in spec.tensors}
+    assert reader.fields["general.architecture"].contents() == spec.family.gguf_arch
+    model = onnx.load(str(made.write("onnx", 4, tmp_path / "onnx").path), load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("GroupQueryAttention") == spec.layers
+    assert not {"MatMul", "FusedMatMul", "Gemm"} & set(kinds), "every matrix is quantized"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-yarn", "smollm3", "gemma3", "gpt2"])
+@ALL_FORMATS
+def test_step_by_step_says_what_a_whole_pass_says(
+    name: str, container: Container, original: Originals, tmp_path: Path
+) -> None:
+    """The cache, beyond the sliding window: what `start` and `step` return are the rows of `logits`."""
+    made = original(name)
+    built = made.write(container, 8, tmp_path / "out")
+    engine: Engine = LlamaCppEngine(built.path) if container == "gguf" else OrtEngine(built.path.parent)
+    ids = made.sequences[0][:64]
+    whole = engine.logits(ids)
+    rows = [engine.start(ids[:20])] + [engine.step(int(token)) for token in ids[20:]]
+    engine.close()
+    assert kl_full(whole[19:], np.stack(rows)).mean() < 5e-3, "other batch sizes round otherwise, no more"
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "qwen2-untied", "qwen3", "smollm3", "gemma3", "gpt2"])
+def test_genai_generates_what_our_engine_generates(name: str, original: Originals, tmp_path: Path) -> None:
+    made = original(name)
+    folder = made.write("onnx", 8, tmp_path / "out").path.parent
+    prompt, count = made.sequences[0][:12], 24
+    model = genai.Model(str(folder))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt.astype(np.int32))
+    theirs = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        theirs.append(int(generator.get_next_tokens()[0]))
+    engine = OrtEngine(folder, context=64)
+    ours = list(greedy(engine, prompt, count, frozenset({2})))
+    engine.close()
+    assert theirs == ours[: len(theirs)]
+    assert len(theirs) == len(ours) or ours[-1] == 2
+
+
+# -- negative controls: the same comparison on a model with one trait forgotten
+
+
+def without_bias(spec: Spec) -> Spec:
+    kept = tuple(tensor for tensor in spec.tensors if tensor.rule.kind != "bias")
+    return dataclasses.replace(spec, tensors=kept)
+
+
+def without_norms_of_heads(spec: Spec) -> Spec:
+    kept = tuple(t for t in spec.tensors if t.role not in ("attn_q_norm", "attn_k_norm"))
+    return dataclasses.replace(spec, tensors=kept)
+
+
+def without_norms_after(spec: Spec) -> Spec:
+    kept = tuple(t for t in spec.tensors if t.role not in ("post_attention_norm", "post_ffw_norm"))
+    return dataclasses.replace(spec, tensors=kept)
+
+
+def family(**changes: object) -> Callable[[Spec], Spec]:
+    return lambda spec: dataclasses.replace(spec, family=dataclasses.replace(spec.family, **changes))  # type: ignore[arg-type]
+
+
+def unshifted(spec: Spec) -> Spec:
+    kept = tuple(
+        dataclasses.replace(t, rule=dataclasses.replace(t.rule, shift=0.0)) if t.rule.shift else t for t in spec.tensors
+    )
+    return dataclasses.replace(spec, tensors=kept)
+
+
+FORGOTTEN: dict[str, tuple[str, Callable[[Spec], Spec]]] = {
+    "bias": ("qwen2", without_bias),
+    "q and k norms": ("qwen3", without_norms_of_heads),
+    "norms after": ("gemma3", without_norms_after),
+    "norm shift": ("gemma3", unshifted),
+    "embedding scale": ("gemma3", family(embedding_scaled=False)),
+    "window": ("gemma3", lambda spec: dataclasses.replace(spec, sliding_window=spec.context_length)),
+    "window one too long": ("gemma3", lambda spec: dataclasses.replace(spec, sliding_window=17)),
+    "local theta": ("gemma3", lambda spec: dataclasses.replace(spec, local_rope=Rope(20000.0))),
+    "activation": ("gemma3", lambda spec: dataclasses.replace(spec, activation="silu")),
+    "layers without positions": ("smollm3", lambda spec: dataclasses.replace(spec, no_rope=frozenset())),
+    "yarn": ("qwen2-yarn", lambda spec: dataclasses.replace(spec, rope=Rope(spec.rope.theta))),
+    "linear": ("llama-linear", lambda spec: dataclasses.replace(spec, rope=Rope(spec.rope.theta))),
+    "epsilon": ("gpt2", lambda spec: dataclasses.replace(spec, norm_epsilon=0.1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_forgotten_trait_is_caught_in_onnx(what: str, original: Originals, tmp_path: Path) -> None:
+    name, forget = FORGOTTEN[what]
+    made = original(name)
+    wrong = forget(made.checkpoint.spec)
+    with pytest.raises(ParityError, match="unquantized ONNX export differs"):
+        made.check(made.write("onnx", 8, tmp_path / "out", wrong), wrong)
+
+
+GGUF_FORGOTTEN = ("bias", "norm shift", "window", "local theta", "yarn", "linear", "epsilon")
+"""What llama.cpp reads from the file; the rest it knows by the architecture's name."""
+
+
+@pytest.mark.parametrize("what", GGUF_FORGOTTEN)
+def test_forgotten_trait_is_caught_in_gguf(what: str, original: Originals, tmp_path: Path) -> None:
+    name, forget = FORGOTTEN[what]
+    made = original(name)
+    wrong = forget(made.checkpoint.spec)
+    with pytest.raises(ParityError, match="unquantized GGUF export differs"):
+        made.check(made.write("gguf", 8, tmp_path / "out", wrong), wrong)
+
+
+def test_checkpoint_without_the_prefix_is_read(tmp_path: Path) -> None:
+    """GPT-2's own file names its tensors h.0.ln_1.weight, without "transformer.", and holds buffers nobody needs."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tiny_families.make(tmp_path / "model", "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    with_prefix = open_checkpoint(folder)
+    expected = {tensor.hf: array for tensor, array in with_prefix.tensors()}
+    short = {name.removeprefix("transformer."): array for name, array in tensors.items()}
+    short["h.0.attn.bias"] = np.tri(8, dtype=np.float32)
+    save_file(short, folder / "model.safetensors", metadata={"format": "pt"})
+    found = {tensor.hf: array for tensor, array in open_checkpoint(folder).tensors()}
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
