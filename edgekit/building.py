@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from edgekit import cache, steps
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
-from edgekit.bundle.golden import CORPUS
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference, text
-from edgekit.coherence.container import save
-from edgekit.engines.base import greedy
-from edgekit.engines.opening import open_engine
-from edgekit.engines.torch import TorchEngine
-from edgekit.export import artefacts, parity
-from edgekit.export.artefacts import Built
-from edgekit.files import whole_folder
-from edgekit.options import Options
-from edgekit.original import calibrate, make_texts, seal
+from edgekit.export.foreign import Foreign, plan_of
+from edgekit.files import cache_dir, temporary_folder, whole_folder
+from edgekit.options import Container, Options
+from edgekit.original import Original
 from edgekit.progress import Progress, Stopwatch
 from edgekit.quantize.choose import choose
 from edgekit.quantize.plan import Plan, refuse_fallbacks
 from edgekit.quantize.predict import predict, refuse_too_big
 from edgekit.records import Record, Result
 from edgekit.report import model as reports
+from edgekit.stages import Stages
+from edgekit.steps import Artefact, Proof, Work, surroundings
 from edgekit.targets import Target, coherence_limits
 
-PARITY_SEQUENCES = 2
 SAMPLES = 3
 
 
@@ -40,51 +36,90 @@ def bundle_name(checkpoint: Checkpoint, target: Target, options: Options) -> str
 
 
 def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan]:
-    """One plan a format, checked against --strict and the target's memory.
+    """One plan a format that edgekit exports by itself, checked against --strict and the target's memory.
+
+    What somebody else's exporter converts is planned when it is converted: its file says which tensors there are.
 
     Raises:
         StrictError, DoesNotFitError, GridError, OptionError.
     """
-    made = [choose(checkpoint.spec, target, container, options.bits) for container in options.formats]
-    for plan in made:
-        if options.strict:
-            refuse_fallbacks(plan)
-        refuse_too_big(checkpoint.spec, plan, target)
-    return made
+    own = [container for container in options.formats if not options.converts(container)]
+    return [
+        _checked(choose(checkpoint.spec, target, container, options.bits), checkpoint, target, options)
+        for container in own
+    ]
+
+
+def _checked(plan: Plan, checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+    if options.strict:
+        refuse_fallbacks(plan)
+    refuse_too_big(checkpoint.spec, plan, target)
+    return plan
+
+
+def _all_plans(
+    work: Work, planned: Sequence[Plan], sources: Mapping[Container, Foreign | None], target: Target
+) -> list[Plan]:
+    """`planned` and those of the converted files, in the order of the formats."""
+    found = {plan.container: plan for plan in planned}
+    for container, source in sources.items():
+        if source is not None:
+            plan = plan_of(source.converted, source.spec, target, work.options.bits)
+            found[container] = _checked(plan, work.checkpoint, target, work.options)
+    return [found[container] for container in work.options.formats]
 
 
 def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, progress: Progress) -> reports.Report:
     """Build the bundle `out`. It appears under that name only when it is whole and every parity check has passed.
+
+    Stages that an earlier or interrupted build finished come from the cache.
 
     Raises:
         EdgekitError: one of its kinds, see docs; nothing is left at `out` then.
     """
     watch = Stopwatch(progress)
     planned = plans(checkpoint, target, options)
-    with whole_folder(out, force=options.force) as folder:
-        tokenizer = _copy_tokenizer(checkpoint, folder)
-        with watch.step("load the full-precision model"):
-            original = TorchEngine(checkpoint.root)
-        texts = make_texts(original, tokenizer, options, watch)
-        importance = calibrate(original, checkpoint, texts, watch)
-        sealed = seal(original, checkpoint, tokenizer, texts.evaluation, options.seed, watch)
-        save(sealed, folder / manifest.REFERENCE)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.tmp-") as tmp:
-            scratch = Path(tmp)
-            built = [artefacts.write(checkpoint, plan, folder, scratch, watch, importance) for plan in planned]
-            _check_tokenizers(checkpoint, built, folder, watch)
-            proofs = [_prove(checkpoint, item, original, sealed, watch) for item in built]
-        original.close()
+    with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
+        sources = {container: steps.converted(work, container) for container in options.formats}
+        planned = _all_plans(work, planned, sources, target)
+        texts = steps.texts(work)
+        importance = steps.importance(work, texts)
+        sealed, digest = steps.sealed(work, texts)
+        made = [steps.artefact(work, plan, importance, sources[plan.container]) for plan in planned]
+        steps.check_tokenizers(work, made)
+        proofs = [steps.prove(work, item, sealed, digest) for item in made]
+        work.original.close()
+        measured = [steps.coherence(work, item, sealed, digest) for item in made]
         results = [
-            _judge(item, *proof, sealed, checkpoint, target, watch) for item, proof in zip(built, proofs, strict=True)
+            _judged(item, proof, coherence, checkpoint, target)
+            for item, proof, coherence in zip(made, proofs, measured, strict=True)
         ]
-        samples = _samples(sealed, tokenizer, built, watch)
+        said = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
         record = Record(checkpoint, target, options, out.name, results, texts, sealed)
-        report = record.report(samples, watch.seconds)
+        report = record.report(
+            _samples(sealed, work.tokenizer, dict(zip(options.formats, said, strict=True))), watch.seconds
+        )
         _write_reports(report, folder)
         with watch.step("checksums"):
             bundles.write_manifest(folder, record.manifest())
     return report
+
+
+@contextmanager
+def _work(checkpoint: Checkpoint, folder: Path, out: Path, options: Options, progress: Progress) -> Iterator[Work]:
+    """What the stages share: a scratch folder beside `out`, the cache, the full-precision model (not loaded yet)."""
+    tokenizer = _copy_tokenizer(checkpoint, folder)
+    bound = cache.bound()
+    with progress.step("checksums of the model's files"):
+        common = surroundings(checkpoint)
+    with temporary_folder(out) as scratch, ExitStack() as cleanup:
+        root = cache_dir() if options.cache else None
+        stages = Stages(scratch, root, checkpoint.name, common, progress, bound)
+        cleanup.callback(stages.close)
+        cleanup.enter_context(cache.using(checkpoint.root))
+        original = Original(checkpoint.root, progress)
+        cleanup.callback(original.close)
+        yield Work(checkpoint, options, folder, scratch, tokenizer, original, stages, progress)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
@@ -95,70 +130,24 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
     return load_tokenizer(shipped)
 
 
-def _check_tokenizers(checkpoint: Checkpoint, built: Sequence[Built], folder: Path, progress: Progress) -> None:
-    with progress.step("tokenizer: compare the golden corpus"):
-        parity.check_tokenizer(checkpoint.root, folder / manifest.TOKENIZER, artefacts.tokenizer_sides(built))
-
-
-def _prove(
-    checkpoint: Checkpoint, built: Built, original: TorchEngine, sealed: reference.Reference, progress: Progress
-) -> tuple[reports.Parity, float]:
-    """Bytes and logits are what they should be; also the error of the sealed reference's estimate, nats."""
-    tensors = artefacts.check_bytes(checkpoint, built, progress)
-    sequences = sealed.sequences.lists()[:PARITY_SEQUENCES]
-    rows = [sealed.positions.rows(where) for where in sealed.sequence_rows()[:PARITY_SEQUENCES]]
-    logits = artefacts.check_logits(checkpoint, built, original, sequences, rows, progress)
-    found = reports.Parity(
-        tokenizer_strings=len(CORPUS), tensors=tensors, full_precision_kl=logits.full_precision_kl,
-        activation_kl=logits.activation_kl, positions=sum(map(len, sequences)),
-    )  # fmt: skip
-    return found, logits.truncation_kl
-
-
-def _judge(
-    built: Built,
-    found: reports.Parity,
-    truncation_kl: float,
-    sealed: reference.Reference,
-    checkpoint: Checkpoint,
-    target: Target,
-    progress: Progress,
+def _judged(
+    item: Artefact, proof: Proof, coherence: metrics.Coherence, checkpoint: Checkpoint, target: Target
 ) -> Result:
-    """Measure the artefact against the reference and compare with the target's limits."""
-    engine = open_engine(built.plan.container, built.path, context=_longest(sealed))
-    try:
-        with progress.step(f"{built.plan.container.upper()}: coherence in {engine.name}") as advance:
-            coherence = metrics.evaluate(engine, sealed, progress=advance)
-    finally:
-        engine.close()
-    verdict = gates.judge(coherence, coherence_limits(target, built.plan.bits))
-    return Result(built, predict(checkpoint.spec, built.plan, target), found, truncation_kl, coherence, verdict)
-
-
-def _longest(sealed: reference.Reference) -> int:
-    texts = max(len(ids) for ids in sealed.sequences.lists())
-    prompts = max((len(ids) for ids in sealed.prompts.lists()), default=0) + sealed.meta.token_limit
-    return max(texts, prompts)
+    plan = item.built.plan
+    verdict = gates.judge(coherence, coherence_limits(target, plan.bits))
+    prediction = predict(checkpoint.spec, plan, target)
+    return Result(item.built, prediction, proof.parity, proof.truncation_kl, coherence, verdict)
 
 
 def _samples(
-    sealed: reference.Reference, tokenizer: Tokenizer, built: Sequence[Built], progress: Progress
+    sealed: reference.Reference, tokenizer: Tokenizer, said: Mapping[Container, Sequence[str]]
 ) -> list[reports.Sample]:
-    """The first prompts' continuations side by side, for a person to read."""
-    prompts = sealed.prompts.lists()[:SAMPLES]
-    said: list[dict[str, str]] = [{} for _ in prompts]
-    with progress.step("samples"):
-        for item in built:
-            engine = open_engine(item.plan.container, item.path, context=_longest(sealed))
-            for index, ids in enumerate(prompts):
-                tokens = list(greedy(engine, ids, sealed.meta.token_limit, sealed.stop))
-                said[index][item.plan.container] = tokenizer.decode(tokens)
-            engine.close()
+    """The first prompts' continuations side by side, for a person to read; `said` is by format."""
     originals = [tokenizer.decode(ids.tolist()) for ids in sealed.continuations.lists()[:SAMPLES]]
     questions = [prompt.text for prompt in text.fixed_prompts()[:SAMPLES]]
     return [
-        reports.Sample(prompt=question, original=original, artefacts=texts)
-        for question, original, texts in zip(questions, originals, said, strict=True)
+        reports.Sample(prompt=question, original=original, artefacts={name: told[index] for name, told in said.items()})
+        for index, (question, original) in enumerate(zip(questions, originals, strict=True))
     ]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgekit import locks
 from edgekit.errors import OutputError, OutputExistsError
 
 _UNWRITABLE = (
@@ -55,7 +57,7 @@ def _replace(fresh: Path, path: Path) -> None:
     if not _there(path) or (fresh.is_file() and (path.is_symlink() or path.is_file())):
         fresh.replace(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+    old, lock = _held(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)))
     try:
         path.rename(old / path.name)
         fresh.rename(path)
@@ -65,6 +67,7 @@ def _replace(fresh: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+        locks.release(lock)
 
 
 def _there(path: Path) -> bool:
@@ -74,41 +77,125 @@ def _there(path: Path) -> bool:
         return False
 
 
+def _held(make: Callable[[], Path]) -> tuple[Path, int | None]:
+    """A new temporary file or folder and the lock that tells :func:`sweep` that its owner lives."""
+    while True:
+        fresh = make()
+        try:
+            return fresh, locks.take(fresh)
+        except FileNotFoundError:
+            continue  # swept away between making and locking it
+        except OSError:
+            return fresh, None  # a file system without locks: nobody can take it for abandoned either
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in `folder` on the way to `name` (None: to any name).
+
+    Only what carries exactly a temporary name of ours, belongs to this user and is locked by nobody. A folder that was
+    just being replaced gets its name back.
+    """
+    stem = r".+" if name is None else re.escape(name)
+    pattern = re.compile(rf"\.({stem})\.(tmp|old)-[a-z0-9_]{{8}}", re.DOTALL)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return
+    for match in filter(None, map(pattern.fullmatch, names)):
+        left = folder / match[0]
+        _remove_abandoned(left, folder / match[1] if match[2] == "old" else None)
+
+
+def _remove_abandoned(left: Path, home: Path | None) -> None:
+    try:
+        lock = locks.take(left, wait=False)
+    except OSError:
+        return
+    if lock is None:
+        return
+    try:
+        if os.fstat(lock).st_uid != os.geteuid():
+            return
+        if home is not None and _there(left / home.name) and not _there(home):
+            (left / home.name).rename(home)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    except OSError:  # next time, then
+        return
+    finally:
+        locks.release(lock)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is needed on the way to it; removed at the end, or by the next one's sweep."""
+    fresh, lock = _held(lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent)))
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        locks.release(lock)
+
+
 @contextmanager
 def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that is renamed to `path` when the block ends well, and removed otherwise.
+
+    What an earlier, killed process left on the way to `path` is removed first.
 
     Raises:
         OutputExistsError: `path` exists and `force` is false.
         OutputError: the disk is full or not writable.
     """
-    refuse_existing(path, force)
     with _output_errors(path):
+        sweep(path.parent, path.name)
+        refuse_existing(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-        try:
+        with temporary_folder(path) as fresh:
             fresh.chmod(0o755)
             yield fresh
+            refuse_existing(path, force)  # another process may have been faster
             _replace(fresh, path)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """As :func:`whole_folder`, for one file: yields a temporary path beside `path`."""
-    refuse_existing(path, force)
     with _output_errors(path):
+        sweep(path.parent, path.name)
+        refuse_existing(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-        os.close(handle)
-        fresh = Path(name)
+        fresh, lock = _held(lambda: _new_file(path))
         try:
             fresh.chmod(0o644)
             yield fresh
+            refuse_existing(path, force)
             _replace(fresh, path)
         finally:
             fresh.unlink(missing_ok=True)
+            locks.release(lock)
+
+
+def _new_file(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def copy_tree(source: Path, place: Path) -> Path:
+    """Copy the files below `source` to the folder `place`; stops at the first that cannot be written.
+
+    shutil.copytree would collect all failures in an error that no longer says that the disk is full.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            copy_tree(path, place / path.name)
+        else:
+            shutil.copyfile(path, place / path.name)
+    return place
 
 
 def cache_dir() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Container = Literal["gguf", "onnx"]
+Exporter = Literal["edgekit", "optimum"]
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,27 @@ class Options:
     length: int = 128
     """Tokens of each sequence."""
     seed: int = 0
+    cache: bool = True
+    """Take finished stages from the cache and put new ones there."""
+    llama_cpp: Path | None = None
+    """A llama.cpp source tree whose converter makes the full-precision GGUF; None: edgekit does."""
+    exporter: Exporter = "edgekit"
+    """Who makes the full-precision ONNX graph."""
+
+    def converts(self, container: Container) -> bool:
+        """Whether somebody else's exporter makes the full-precision file."""
+        return self.llama_cpp is not None if container == "gguf" else self.exporter != "edgekit"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a model is got."""
+
+    revision: str | None = None
+    """Of a hub model: branch, tag or commit."""
+    offline: bool = False
+    """Download nothing."""
+    any_family: bool = False
+    """Take a family that edgekit cannot export too, because somebody else's exporter will."""
+    lora: Path | None = None
+    """Folder of a LoRA adapter that is merged into the weights."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
-from edgekit.coherence import reference, text
+from edgekit.checkpoint.foreign import is_foreign
+from edgekit.coherence import items, reference, text
 from edgekit.engines.base import Ids
-from edgekit.engines.torch import TorchEngine
+from edgekit.errors import MissingDependencyError
+from edgekit.export.foreign import gather as gather_foreign
 from edgekit.options import Options
 from edgekit.progress import Progress
 from edgekit.quantize.importance import Importance, gather
+
+if TYPE_CHECKING:  # a build whose stages are all in the cache does without it
+    from edgekit.engines.torch import TorchEngine
 
 _PACKAGES = (
     "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "gguf", "llama-cpp-python", "numpy",
@@ -33,6 +39,38 @@ def versions() -> dict[str, str]:
     return found
 
 
+class Original:
+    """The full-precision model, loaded when it is asked for the first time."""
+
+    def __init__(self, root: Path, progress: Progress) -> None:
+        self._root, self._progress = root, progress
+        self._engine: TorchEngine | None = None
+
+    def engine(self) -> TorchEngine:
+        """The model in PyTorch.
+
+        Raises:
+            MissingDependencyError: PyTorch is not installed.
+            BadWeightsError: a tensor holds NaN or infinity.
+        """
+        if self._engine is None:
+            with self._progress.step("load the full-precision model"):
+                try:
+                    from edgekit.engines.torch import TorchEngine
+                except ModuleNotFoundError as error:
+                    raise MissingDependencyError(
+                        f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]'"
+                    ) from error
+                self._engine = TorchEngine(self._root)
+        return self._engine
+
+    def close(self) -> None:
+        """Free its memory; asking again loads it again."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+
 @dataclass(frozen=True)
 class Texts:
     """Token sequences for the two purposes; they have no sequence in common unless the user gives one file for both."""
@@ -41,15 +79,15 @@ class Texts:
     calibration: text.EvalText | None
 
 
-def make_texts(engine: TorchEngine, tokenizer: Tokenizer, options: Options, progress: Progress) -> Texts:
-    """Read or generate the evaluation and the calibration text.
+def make_texts(engine: Callable[[], TorchEngine], tokenizer: Tokenizer, options: Options, progress: Progress) -> Texts:
+    """Read or generate the evaluation and the calibration text; `engine` is called when one is to be generated.
 
     Raises:
         TextError: a text file is missing, empty, not UTF-8 or too short.
     """
     calibrate = options.calibrate
     wanted = int(options.text is None) + int(calibrate and options.calibration_text is None)
-    own = iter(_generate(engine, tokenizer, options, wanted, progress))
+    own = iter(_generate(engine(), tokenizer, options, wanted, progress) if wanted else [])
     evaluation = _from_file(options.text, tokenizer, options) if options.text else next(own)
     if not calibrate:
         return Texts(evaluation, None)
@@ -66,8 +104,6 @@ def _generate(
     engine: TorchEngine, tokenizer: Tokenizer, options: Options, texts: int, progress: Progress
 ) -> list[text.EvalText]:
     """`texts` different texts, sampled all at once: a batch costs little more than a single sequence."""
-    if not texts:
-        return []
     starts = text.starts(options.sequences, tokenizer.bos_id, tokenizer.encode)
     first = [int(ids[0]) for ids in starts]
     title = f"text: the full-precision model writes {texts * options.sequences} × {options.length} tokens"
@@ -91,7 +127,8 @@ def calibrate(engine: TorchEngine, checkpoint: Checkpoint, texts: Texts, progres
     if texts.calibration is None:
         return None
     with progress.step("calibration: importance of every layer's inputs") as advance:
-        return gather(engine, checkpoint.spec, texts.calibration.sequences, advance)
+        of = gather_foreign if is_foreign(checkpoint) else gather
+        return of(engine, checkpoint.spec, texts.calibration.sequences, advance)
 
 
 def seal(
@@ -102,7 +139,7 @@ def seal(
     seed: int,
     progress: Progress,
 ) -> reference.Reference:
-    """Record what the full-precision model says on the evaluation text and the fixed prompts."""
+    """Record what the full-precision model says on the evaluation text, the fixed prompts and items."""
     origin = reference.Origin(
         model=checkpoint.name, model_sha256=checkpoint.sha256, seed=seed, text=evaluation.kind,
         text_sha256=evaluation.sha256, versions=versions(),
@@ -115,6 +152,7 @@ def seal(
         return reference.seal(
             engine, evaluation.sequences, prompts, origin=origin, stop=tokenizer.stop_ids, progress=advance,
             continuations=continuations,
+            questions=items.encode_items(items.fixed_items(), tokenizer, limit=engine.max_context),
         )  # fmt: skip
 
 

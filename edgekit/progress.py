@@ -17,6 +17,9 @@ class Progress(Protocol):
     def step(self, title: str) -> AbstractContextManager[Advance]:
         """A stage with a title; the value it yields moves its bar. A stage that never calls it shows a spinner."""
 
+    def note(self, line: str) -> None:
+        """Say one line that is no stage."""
+
 
 class Stopwatch:
     """Wraps a Progress and remembers how long each step took, in seconds."""
@@ -33,6 +36,10 @@ class Stopwatch:
             yield advance
         self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - begin
 
+    def note(self, line: str) -> None:
+        """See Progress.note."""
+        self._inner.note(line)
+
 
 class Quiet:
     """Shows nothing."""
@@ -41,6 +48,9 @@ class Quiet:
     def step(self, title: str) -> Iterator[Advance]:
         """See Progress.step."""
         yield lambda _done, _total: None
+
+    def note(self, line: str) -> None:
+        """See Progress.note."""
 
 
 class Bars:
@@ -76,6 +86,12 @@ class Bars:
             yield lambda done, total: bars.update(task, completed=done, total=total)
             done = bars.tasks[0].total or 1
             bars.update(task, completed=done, total=done)
+
+    def note(self, line: str) -> None:
+        """See Progress.note."""
+        from rich.console import Console
+
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def counter(advance: Advance, total: int) -> Callable[[object], None]:

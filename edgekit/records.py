@@ -20,6 +20,7 @@ from edgekit.options import Options
 from edgekit.original import Texts, versions
 from edgekit.quantize.predict import Prediction
 from edgekit.report import model as reports
+from edgekit.report.flips import flipped_items
 from edgekit.targets import Target
 
 
@@ -119,6 +120,7 @@ def _artefact_report(result: Result) -> reports.Artefact:
             basis=result.prediction.basis,
         ),
         parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
+        flipped=flipped_items(result.coherence.items),
     )  # fmt: skip
 
 

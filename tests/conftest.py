@@ -51,6 +51,22 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test meets the user's cache; what is converted into checkpoints is shared by the tests of a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache: the test's builds make every stage themselves."""
+    folder = tmp_path_factory.mktemp("own-cache")
+    monkeypatch.setenv("EDGEKIT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A sound tiny checkpoint that a test may damage."""
@@ -76,4 +92,4 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", place], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", "--lazy", place], check=True)  # an engine may still map a file

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from edgekit.errors import GateError, MissingDependencyError, OptionError, TextError
-from edgekit.options import Container
+from edgekit.cli.source_options import source_options
+from edgekit.errors import GateError, one_line
+from edgekit.options import Container, Exporter, Options, SourceOptions
 
 
 @click.command("build")
 @click.argument("model", required=False)
+@source_options
 @click.option(
     "--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file."
 )
@@ -36,47 +38,39 @@ from edgekit.options import Container
     "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), metavar="DIR",
+    help="Make GGUF with the converter of this llama.cpp source tree: for families that edgekit does not know.",
+)  # fmt: skip
+@click.option(
+    "--exporter", type=click.Choice(["edgekit", "optimum"]), default="edgekit", show_default=True,
+    help="Who makes the ONNX graph; optimum's exporter knows more families, see docs/escape-hatches.md.",
+)  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
-    model: str | None, target: str, bits: int, formats: tuple[Container, ...], output: Path, text: Path | None,
-    calibration_text: Path | None, no_calibration: bool, seed: int, strict: bool, gate: bool, force: bool,
+    model: str | None, source: SourceOptions, target: str, bits: int, formats: tuple[Container, ...], output: Path,
+    text: Path | None, calibration_text: Path | None, no_calibration: bool, seed: int, strict: bool, gate: bool,
+    force: bool, llama_cpp: Path | None, exporter: Exporter, no_cache: bool,
 ) -> None:  # fmt: skip
-    """Build MODEL (a Hugging Face folder; default: the demo, SmolLM2-135M) into a bundle for a board.
+    """Build MODEL into a bundle for a board.
+
+    MODEL is a Hugging Face folder, a GGUF file or org/name on the hub; default: the demo, SmolLM2-135M.
 
     The bundle holds the quantized model, its tokenizer, a sealed reference of the original, and a report. A build that
     does not say what the original says is stopped.
     """
-    from edgekit.checkpoint.source import resolve
-    from edgekit.checkpoint.tokenizer_fit import refuse_misfit
-    from edgekit.targets import load
-
-    # What is quick to check comes before PyTorch is loaded, which takes seconds.
-    board, checkpoint = load(target), resolve(model)
-    refuse_misfit(checkpoint)
-    for option, path in (("--text", text), ("--calibration-text", calibration_text)):
-        if path is not None and not path.is_file():
-            raise TextError(f"there is no text file at {path}", remedy=f"check the path given with {option}")
-    if calibration_text and no_calibration:
-        raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
-    try:
-        from edgekit.build import Options, build, bundle_name, plans
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
-        ) from error
-    from edgekit.files import refuse_existing
+    from edgekit.api import build
     from edgekit.progress import Bars
     from edgekit.report.terminal import show
 
     options = Options(
         bits=bits, formats=tuple(dict.fromkeys(formats)), strict=strict, force=force, text=text,
         calibrate=not no_calibration, calibration_text=calibration_text, seed=seed,
+        cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
     )  # fmt: skip
-    bundle = output / bundle_name(checkpoint, board, options)
-    refuse_existing(bundle, force)
-    plans(checkpoint, board, options)
-    report = build(checkpoint, board, bundle, options, Bars())
-    show(report)
-    click.echo(f"bundle: {bundle}")
-    failed = [artefact for artefact in report.artefacts if not artefact.verdict.passed]
-    if gate and failed:
-        raise GateError(f"{failed[0].format}: {failed[0].verdict.sentence}", remedy=f"the bundle is in {bundle}")
+    built = build(model, target=target, output=output, options=options, source=source, progress=Bars())
+    show(built.report)
+    click.echo(f"bundle: {one_line(str(built.bundle))}")
+    if gate and not built.passed:
+        failed = next(artefact for artefact in built.report.artefacts if not artefact.verdict.passed)
+        raise GateError(f"{failed.format}: {failed.verdict.sentence}", remedy=f"the bundle is in {built.bundle}")

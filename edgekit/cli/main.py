@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError, InterruptError
+from edgekit.errors import EdgekitError, InputNotFoundError, InterruptError, OutputError, memory_shortage
 
 VERBS = {
     "build": "Build a verified bundle for a board.",
@@ -18,6 +22,7 @@ VERBS = {
     "inspect": "Show what a model folder, a bundle or a model file holds.",
     "run": "Let a bundle's model answer a prompt.",
     "targets": "List, show and validate targets (boards).",
+    "cache": "List or clean what builds keep to be used again.",
     "doctor": "Say what is missing on this machine and how to get it.",
 }
 
@@ -50,12 +55,15 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every failure a user can cause is one sentence on standard error and its own exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes, and a text letters, that it cannot encode
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except EdgekitError as error:
-        click.echo(f"edgekit: {error.sentence()}", err=True)
-        sys.exit(error.exit_code)
+        _stop(memory_shortage(error) or error)
     except click.exceptions.Abort:
         _stop(InterruptError("interrupted", remedy="nothing half-written was left; run the same command again"))
     except KeyboardInterrupt:
@@ -64,9 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        _drop_output()
         sys.exit(0)
+    except Exception as error:
+        told = memory_shortage(error) or (_disk_fault(error) if isinstance(error, OSError) else None)
+        if told is None:
+            raise
+        _stop(told)
+
+
+def _disk_fault(error: OSError) -> EdgekitError | None:
+    """What the system refused, where no caller knew better: a read error, a missing permission, a full disk."""
+    if error.errno is None:
+        return None
+    what = f"'{error.filename}'" if error.filename is not None else "a file, or standard output,"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return OutputError(f"{what} cannot be written ({error.strerror})", remedy="free some space and run again")
+    return InputNotFoundError(f"{what} cannot be read or written ({error.strerror})", expected="access to it")
+
+
+def _drop_output() -> None:
+    """Forget what standard output did not take: Python would try again on its way out and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(error: EdgekitError) -> None:
+    _drop_output()
     click.echo(f"edgekit: {error.sentence()}", err=True)
     sys.exit(error.exit_code)

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import tiny
 import tiny_tokenizers
@@ -27,14 +25,14 @@ pytest.importorskip("llama_cpp")
 
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.errors import OutputError
-from edgekit.export import artefacts, gguf, onnx_builder
+from edgekit.export import artefacts, gguf
 from edgekit.files import whole_folder
 from edgekit.options import Container
 from edgekit.progress import Quiet
 from edgekit.quantize.choose import choose
 from edgekit.targets import load
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_cache")]
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -108,7 +106,7 @@ def to_the_group(process: subprocess.Popen[str]) -> None:
         ("text:", to_the_process), ("reference:", to_the_process), ("ONNX: quantize and write", to_the_process),
         ("ONNX: quantize and write", to_the_group),
     ],
-    ids=["text", "reference", "builder", "builder and its child"],
+    ids=["text", "reference", "export", "export, from a terminal"],
 )  # fmt: skip
 def test_interrupt(
     stage: str, send: Callable[[subprocess.Popen[str]], None], sound: Path, out: Path, tmp_path: Path
@@ -121,26 +119,7 @@ def test_interrupt(
     )
     assert "Traceback" not in said
     untouched(out)
-    assert list((tmp_path / "tmp").glob("*edgekit*")) == [], "the builder's files are gone too"
-
-
-def test_builder_does_not_outlive_a_killed_build(sound: Path, tmp_path: Path) -> None:
-    """A build that is killed (out of memory, say) cannot clean up, but nothing goes on writing."""
-    code = "import sys; from pathlib import Path; from edgekit.export.onnx_builder import build_full_precision; "
-    code += "build_full_precision(Path(sys.argv[1]), Path(sys.argv[2]))"
-    process = subprocess.Popen([sys.executable, "-c", code, sound, tmp_path / "graph"])
-    try:
-        parent = psutil.Process(process.pid)
-        until = time.monotonic() + 60
-        while not (children := parent.children()) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert children, "the builder runs in a process of its own"
-    finally:
-        process.kill()
-        process.wait()
-    _, left = psutil.wait_procs(children, timeout=20)
-    assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
-    assert not (tmp_path / "graph" / "model.onnx").exists()
+    assert list((tmp_path / "tmp").glob("*edgekit*")) == [], "temporary files are gone too"
 
 
 # -- broken models, in a whole build
@@ -204,7 +183,6 @@ def test_full_disk(cli: Cli, sound: Path, small_disk: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("container", ["gguf", "onnx"])
 def test_disk_that_fills_up_while_a_model_is_written(container: Container, sound: Path, small_disk: Path) -> None:
-    """The writer's own file, and the files of the builder, which is another process."""
     checkpoint = open_checkpoint(sound)
     plan = choose(checkpoint.spec, load("rpi5"), container, 8)
     with (
@@ -213,17 +191,3 @@ def test_disk_that_fills_up_while_a_model_is_written(container: Container, sound
     ):
         artefacts.write(checkpoint, plan, folder, folder, Quiet())
     assert list(small_disk.iterdir()) == []
-
-
-def test_builder_that_fails_is_quoted(
-    cli: Cli, sound: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(tiny_tokenizers.SENTENCES) * 12)
-    code = "import sys; print('first', file=sys.stderr); raise ValueError('the last word')"
-    monkeypatch.setattr(onnx_builder, "_CHILD", code)
-    arguments = ["--force", "--format", "onnx", "--text", text, "--no-calibration"]
-    result = cli("build", sound, "-o", out, *arguments)
-    assert result.code == 21, result.err
-    assert "the ONNX builder failed (ValueError: the last word)" in last_line(result.err)
-    untouched(out)

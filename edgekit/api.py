@@ -1,0 +1,237 @@
+"""The Python API: what `edgekit build`, `edgekit run` and `edgekit verify` do, for programs. See docs/python.md.
+
+Every failure is an :class:`edgekit.errors.EdgekitError`. Nothing heavy is imported before it is needed: opening a
+bundle needs what a board has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from edgekit.errors import MissingDependencyError, OptionError, TextError, UnknownArchitectureError
+from edgekit.options import Container, Options, SourceOptions
+from edgekit.progress import Progress, Quiet
+
+if TYPE_CHECKING:
+    from edgekit.bundle.bundle import Bundle
+    from edgekit.bundle.manifest import Manifest
+    from edgekit.bundle.tokenizer import Tokenizer
+    from edgekit.checkpoint.checkpoint import Checkpoint
+    from edgekit.engines.base import Engine
+    from edgekit.report.model import Report
+
+_ALL_FORMATS = Options().formats
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made."""
+
+    bundle: Path
+    """The bundle's folder."""
+    report: Report
+    """What was measured; also in the bundle as report.json and report.html."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artefact is within the target's limits."""
+        return all(artefact.verdict.passed for artefact in self.report.artefacts)
+
+
+def build(
+    model: str | Path | None = None,
+    *,
+    target: str | Path = "rpi5",
+    output: str | Path = "dist",
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Build a model into a verified bundle for a board, as `edgekit build` does.
+
+    Args:
+        model: a Hugging Face folder, a GGUF file, or "org/name" on the hub; None: the demo, SmolLM2-135M.
+        target: a board's name (`edgekit targets`) or the path of a .toml file.
+        output: the folder in which the bundle's folder appears, when it is whole.
+        options: bits, formats, texts, calibration and so on.
+        source: revision, offline, LoRA adapter.
+        progress: told what is being done; :class:`edgekit.progress.Bars` shows it on a terminal. None: nobody is.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md; nothing is left in `output` then.
+    """
+    from edgekit.checkpoint.source import resolve
+    from edgekit.checkpoint.tokenizer_fit import refuse_misfit
+    from edgekit.targets import load
+
+    options, source, progress = options or Options(), source or SourceOptions(), progress or Quiet()
+    # What is quick to check comes before a download, and before PyTorch is loaded, which takes seconds.
+    board = load(str(target))
+    _refuse_contradictions(options)
+    any_family = options.llama_cpp is not None or options.exporter != "edgekit"
+    name = None if model is None else str(model)
+    checkpoint = resolve(name, replace(source, any_family=any_family), progress=progress)
+    refuse_misfit(checkpoint)
+    options = _possible(checkpoint, options)
+    try:
+        _refuse_missing()
+        from edgekit import building
+        from edgekit.export.hatches import with_caveats
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
+        ) from error
+    checkpoint = with_caveats(checkpoint, options)
+    bundle = Path(output) / building.bundle_name(checkpoint, board, options)
+    return Built(bundle, building.build(checkpoint, board, bundle, options, progress))
+
+
+def _refuse_contradictions(options: Options) -> None:
+    """What is quick to check of the options."""
+    for option, path in (("--text", options.text), ("--calibration-text", options.calibration_text)):
+        if path is not None and not path.is_file():
+            raise TextError(f"there is no text file at {path}", remedy=f"check the path given with {option}")
+    if options.calibration_text and not options.calibrate:
+        raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
+    if options.llama_cpp is not None:
+        from edgekit.export.llama_tree import check_tree
+
+        if "gguf" not in options.formats:
+            raise OptionError("--llama-cpp is given, but no GGUF is to be built", remedy="add --format gguf")
+        check_tree(options.llama_cpp)
+    if options.exporter == "optimum":
+        from edgekit.export.optimum_env import interpreter
+
+        if "onnx" not in options.formats:
+            raise OptionError("--exporter is given, but no ONNX is to be built", remedy="add --format onnx")
+        interpreter()
+
+
+def _possible(checkpoint: Checkpoint, options: Options) -> Options:
+    """The options with the formats that can be made of an unknown family; all formats of a known one.
+
+    Raises:
+        UnknownArchitectureError: a format was asked for by name that nobody makes.
+    """
+    from edgekit.checkpoint.foreign import is_foreign
+
+    possible = tuple(c for c in options.formats if options.converts(c) or not is_foreign(checkpoint))
+    if options.formats not in (possible, _ALL_FORMATS):
+        raise UnknownArchitectureError(
+            f"edgekit cannot export {checkpoint.spec.architecture!a} by itself",
+            expected=f"--format {' --format '.join(possible)} only, or an exporter for each",
+            remedy="--llama-cpp DIR makes GGUF, --exporter optimum makes ONNX",
+        )
+    return replace(options, formats=possible)
+
+
+def _refuse_missing() -> None:
+    """PyTorch is loaded by the first stage that is not in the cache: whether it is there is found out before."""
+    for name in ("torch", "transformers"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A verified bundle. Use it in a `with` block, or close it: engines hold their model in memory."""
+
+    bundle: Bundle
+    threads: int
+    context: int
+    _engines: dict[Container, Engine] = field(default_factory=dict, repr=False)
+
+    @property
+    def root(self) -> Path:
+        """Its folder."""
+        return self.bundle.root
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it says of itself: model, target, plan, versions, checksums."""
+        return self.bundle.manifest
+
+    @property
+    def formats(self) -> tuple[Container, ...]:
+        """The artefacts it holds."""
+        return tuple(artefact.format for artefact in self.manifest.artefacts)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, with its chat template."""
+        from edgekit.bundle.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.bundle.tokenizer)
+
+    def engine(self, form: Container | None = None) -> Engine:
+        """The model of a format ("gguf" in llama.cpp, "onnx" in onnxruntime), by default the first; loaded once.
+
+        Raises:
+            BundleError: the bundle has none of that format.
+            MissingDependencyError, FileFormatError: the engine is not installed, or refuses the file.
+        """
+        from edgekit.engines.opening import open_engine
+
+        artefact = self.bundle.artefact(form)
+        if artefact.format not in self._engines:
+            path = self.root / artefact.path
+            self._engines[artefact.format] = open_engine(
+                artefact.format, path, threads=self.threads, context=self.context
+            )
+        return self._engines[artefact.format]
+
+    def answer(
+        self,
+        prompt: str,
+        *,
+        form: Container | None = None,
+        system: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Text that the model answers, in pieces; see :func:`edgekit.chat.generate_text` for the arguments."""
+        from edgekit.chat import generate_text
+
+        return generate_text(
+            self.engine(form), self.tokenizer, prompt, system=system, max_tokens=max_tokens, temperature=temperature,
+            top_p=top_p, seed=seed,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Free the engines."""
+        while self._engines:
+            self._engines.popitem()[1].close()
+
+    def __enter__(self) -> OpenBundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_bundle(path: str | Path, *, check: bool = True, threads: int = 0, context: int = 2048) -> OpenBundle:
+    """Verify a bundle and open it; engines are loaded when they are asked for.
+
+    Args:
+        path: the folder that a build wrote.
+        check: compare the checksums of all files (a second or two for a large bundle).
+        threads: of the engines; 0 takes the physical cores.
+        context: longest sequence in tokens.
+
+    Raises:
+        InputNotFoundError: nothing is there.
+        BundleError: not a bundle, or any rule of docs/bundle.md is broken; names the file.
+    """
+    from edgekit.bundle import bundle
+
+    return OpenBundle(bundle.open_bundle(Path(path), check=check), threads, context)

@@ -1,0 +1,320 @@
+"""The stages of a build, each with everything its result depends on; a new one is one more function here.
+
+A stage's inputs name what goes in by the hash of its content. The model, edgekit's code, the packages' versions and the
+machine go into every key (:func:`surroundings`). The target's limits and everything else that only judges or words a
+result stay out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from edgekit.bundle import manifest
+from edgekit.bundle.golden import CORPUS, GOLDEN
+from edgekit.bundle.tokenizer import Tokenizer
+from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.coherence import container, metrics, reference, text
+from edgekit.doctor import cpu
+from edgekit.engines.base import greedy
+from edgekit.engines.opening import open_engine
+from edgekit.export import artefacts, parity
+from edgekit.export.artefacts import Built
+from edgekit.export.foreign import Foreign
+from edgekit.files import copy_tree, sha256
+from edgekit.hashes import remembered_sha256
+from edgekit.options import Container, Options
+from edgekit.original import Original, Texts, calibrate, make_texts, seal, versions
+from edgekit.progress import Progress
+from edgekit.quantize.importance import Importance
+from edgekit.quantize.plan import Plan
+from edgekit.report import model as reports
+from edgekit.stages import Made, Stage, Stages, code_digest
+
+PARITY_SEQUENCES = 2
+_PLANNED = "planned.json"
+_IMPORTANCE = "importance.safetensors"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the stages of a build share."""
+
+    checkpoint: Checkpoint
+    options: Options
+    folder: Path
+    """The bundle in the making."""
+    scratch: Path
+    """For what is needed on the way, on the same disk."""
+    tokenizer: Tokenizer
+    original: Original
+    stages: Stages
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An artefact in the bundle, and the hash of its files."""
+
+    built: Built
+    digest: str
+
+    @property
+    def kind(self) -> str:
+        """For people: GGUF or ONNX."""
+        return self.built.plan.container.upper()
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the parity checks of an artefact measured."""
+
+    parity: reports.Parity
+    truncation_kl: float
+    """Error of the sealed reference's estimate, nats."""
+
+
+def surroundings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What every stage depends on: the model's files, edgekit's code, the packages' versions, the machine.
+
+    The machine counts because kernels round differently on another processor or with another number of threads, and
+    because a report names the machine that measured.
+    """
+    return {
+        "model": model_digests(checkpoint), "name": checkpoint.name, "code": code_digest(), "versions": versions(),
+        "machine": cpu(),
+    }  # fmt: skip
+
+
+def model_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """File name → SHA-256 of everything in the model's folder that a library may read."""
+    patterns = ("*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja")
+    small = {path for pattern in patterns for path in checkpoint.root.glob(pattern) if path.is_file()}
+    found = {path.relative_to(checkpoint.root).as_posix(): remembered_sha256(path) for path in sorted(small)}
+    return {**found, "weights": checkpoint.sha256}
+
+
+# -- what the full-precision model is asked
+
+
+class _Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: Literal["self-generated", "file"]
+    sha256: str
+    sequences: list[list[int]]
+
+
+class _Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    evaluation: _Text
+    calibration: _Text | None
+
+
+def texts(work: Work) -> Texts:
+    """The evaluation and the calibration text, generated or cut from the user's files.
+
+    Raises:
+        TextError: a text file is missing, empty, not UTF-8 or too short.
+    """
+    options = work.options
+    stage = Stage("texts", "text: evaluation and calibration", {
+        "text": _file_digest(options.text), "calibrate": options.calibrate,
+        "calibration_text": _file_digest(options.calibration_text), "sequences": options.sequences,
+        "length": options.length, "seed": options.seed,
+    })  # fmt: skip
+
+    def make() -> _Texts:
+        made = make_texts(work.original.engine, work.tokenizer, options, work.progress)
+        calibration = None if made.calibration is None else _packed(made.calibration)
+        return _Texts(evaluation=_packed(made.evaluation), calibration=calibration)
+
+    found, _ = work.stages.record(stage, _Texts, make)
+    return Texts(_unpacked(found.evaluation), None if found.calibration is None else _unpacked(found.calibration))
+
+
+def _file_digest(path: Path | None) -> str | None:
+    return sha256(path) if path is not None and path.is_file() else None
+
+
+def _packed(made: text.EvalText) -> _Text:
+    return _Text(kind=made.kind, sha256=made.sha256, sequences=[ids.tolist() for ids in made.sequences])
+
+
+def _unpacked(found: _Text) -> text.EvalText:
+    return text.EvalText(tuple(np.array(ids, np.int64) for ids in found.sequences), found.kind, found.sha256)
+
+
+def _ids(made: text.EvalText) -> list[list[int]]:
+    return [ids.tolist() for ids in made.sequences]
+
+
+def importance(work: Work, made: Texts) -> Made | None:
+    """Importance of every linear input on the calibration text; None without one. See :func:`load_importance`."""
+    if (calibration := made.calibration) is None:
+        return None
+    stage = Stage("importance", "calibration: importance of every layer's inputs", {"text": _ids(calibration)})
+
+    def make(folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        found = calibrate(work.original.engine(), work.checkpoint, made, work.progress)
+        save_file(dict(found or {}), folder / _IMPORTANCE)
+
+    return work.stages.run(stage, make)
+
+
+def load_importance(made: Made | None) -> Importance | None:
+    """What :func:`importance` stored."""
+    if made is None:
+        return None
+    from safetensors.numpy import load_file
+
+    found: Importance = load_file(made.folder / _IMPORTANCE)
+    return found
+
+
+def sealed(work: Work, made: Texts) -> tuple[reference.Reference, str]:
+    """The sealed reference, put into the bundle, and its digest."""
+    inputs = {"text": _ids(made.evaluation), "text_sha256": made.evaluation.sha256, "kind": made.evaluation.kind,
+              "seed": work.options.seed}  # fmt: skip
+    stage = Stage("reference", "reference: what the full-precision model says", inputs)
+
+    def make(folder: Path) -> None:
+        original, seed = work.original.engine(), work.options.seed
+        found = seal(original, work.checkpoint, work.tokenizer, made.evaluation, seed, work.progress)
+        container.save(found, folder / manifest.REFERENCE)
+
+    stored = work.stages.run(stage, make)
+    found = container.load(stored.folder / manifest.REFERENCE)
+    stored.deliver(manifest.REFERENCE, work.folder / manifest.REFERENCE)
+    return found, stored.digest
+
+
+# -- artefacts
+
+
+def converted(work: Work, kind: Container) -> Foreign | None:
+    """The full-precision file that somebody else's exporter makes; None where edgekit exports by itself.
+
+    Raises:
+        EdgekitError: see :func:`edgekit.export.hatches.convert`.
+    """
+    if not work.options.converts(kind):
+        return None
+    from edgekit.export import hatches
+
+    stage = Stage(f"convert-{kind}", f"{kind.upper()}: convert", {"by": hatches.identity(kind, work.options)})
+    made = work.stages.run(
+        stage, lambda folder: hatches.convert(kind, work.checkpoint, work.options, folder, work.progress)
+    )
+    return hatches.opened(kind, work.checkpoint, made.folder, work.scratch, made.digest)
+
+
+def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | None = None) -> Artefact:
+    """One quantized artefact, put into the bundle.
+
+    `weights` is what :func:`importance` returned, `foreign` what :func:`converted` did.
+    """
+    planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
+    inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "plan": planned,
+              "importance": weights and weights.digest, "converted": foreign and foreign.key}  # fmt: skip
+    stage = Stage(plan.container, f"{plan.container.upper()}: quantize and write", inputs)
+
+    def make(folder: Path) -> None:
+        found = load_importance(weights)
+        built = artefacts.write(work.checkpoint, plan, folder, work.scratch, work.progress, found, foreign)
+        (folder / _PLANNED).write_bytes(msgspec.json.encode(built.planned))
+
+    made = work.stages.run(stage, make)
+    digests = msgspec.json.decode((made.folder / _PLANNED).read_bytes(), type=dict[str, str])
+    made.deliver(plan.container, work.folder / plan.container)
+    path = work.folder / plan.container / f"model.{plan.container}"
+    twin = artefacts.full_precision_path(plan.container, work.scratch)
+    twin = foreign.converted.path if foreign else twin
+    return Artefact(Built(plan, path, twin, digests, foreign), made.digest)
+
+
+def check_tokenizers(work: Work, made: Sequence[Artefact]) -> None:
+    """Compare all tokenizers on the golden corpus; the ids go into the bundle.
+
+    Raises:
+        ParityError, TokenizerError: see :func:`edgekit.export.parity.check_tokenizer`.
+    """
+    own = {"gguf": [item.digest for item in made if item.built.plan.container == "gguf"]}
+    title = "tokenizer: compare the golden corpus"
+    shipped = work.folder / manifest.TOKENIZER
+
+    def make(folder: Path) -> None:
+        with work.progress.step(title):
+            copy = copy_tree(shipped, folder / manifest.TOKENIZER)
+            sides = artefacts.tokenizer_sides([item.built for item in made])
+            parity.check_tokenizer(work.checkpoint.root, copy, sides)
+            (copy / GOLDEN).rename(folder / GOLDEN)
+            shutil.rmtree(copy)
+
+    work.stages.run(Stage("tokenizer", title, own), make).deliver(GOLDEN, shipped / GOLDEN)
+
+
+def prove(work: Work, item: Artefact, answers: reference.Reference, digest: str) -> Proof:
+    """Check the artefact's bytes and logits. `digest` is that of `answers`.
+
+    Raises:
+        ParityError: names the tensor or token.
+    """
+    stage = Stage("parity", f"{item.kind}: parity with the original", {
+        "artefact": item.digest, "reference": digest, "sequences": PARITY_SEQUENCES,
+    })  # fmt: skip
+    return work.stages.record(stage, Proof, lambda: _measured(work, item.built, answers))[0]
+
+
+def _measured(work: Work, built: Built, answers: reference.Reference) -> Proof:
+    tensors = artefacts.check_bytes(work.checkpoint, built, work.progress)
+    sequences = answers.sequences.lists()[:PARITY_SEQUENCES]
+    rows = [answers.positions.rows(where) for where in answers.sequence_rows()[:PARITY_SEQUENCES]]
+    engine = work.original.engine()
+    logits = artefacts.check_logits(work.checkpoint, built, engine, sequences, rows, work.progress)
+    found = reports.Parity(
+        tokenizer_strings=len(CORPUS), tensors=tensors, full_precision_kl=logits.full_precision_kl,
+        activation_kl=logits.activation_kl, positions=sum(map(len, sequences)),
+    )  # fmt: skip
+    return Proof(parity=found, truncation_kl=logits.truncation_kl)
+
+
+# -- measurements
+
+
+def coherence(work: Work, item: Artefact, answers: reference.Reference, digest: str) -> metrics.Coherence:
+    """Measure the artefact against the reference, whose digest is `digest`. Judging is not part of it."""
+    title = f"{item.kind}: coherence in {artefacts.ENGINES[item.built.plan.container]}"
+
+    def make() -> metrics.Coherence:
+        engine = open_engine(item.built.plan.container, item.built.path, context=answers.longest)
+        try:
+            with work.progress.step(title) as advance:
+                return metrics.evaluate(engine, answers, progress=advance)
+        finally:
+            engine.close()
+
+    stage = Stage("coherence", title, {"artefact": item.digest, "reference": digest})
+    return work.stages.record(stage, metrics.Coherence, make)[0]
+
+
+def continuations(work: Work, item: Artefact, answers: reference.Reference, digest: str, count: int) -> list[str]:
+    """What the artefact says, greedily, to the first `count` prompts of the reference."""
+    title = f"{item.kind}: samples"
+
+    def make() -> list[str]:
+        engine = open_engine(item.built.plan.container, item.built.path, context=answers.longest)
+        try:
+            with work.progress.step(title):
+                limit, stop = answers.meta.token_limit, answers.stop
+                said = [list(greedy(engine, ids, limit, stop)) for ids in answers.prompts.lists()[:count]]
+        finally:
+            engine.close()
+        return [work.tokenizer.decode(tokens) for tokens in said]
+
+    stage = Stage("samples", title, {"artefact": item.digest, "reference": digest, "count": count})
+    return work.stages.record(stage, list[str], make)[0]
