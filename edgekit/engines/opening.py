@@ -25,5 +25,7 @@ def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 
 
         return LlamaCppEngine(path, threads=threads, context=context)
     from edgekit.engines.ort import OrtEngine
+    from edgekit.engines.ort_concat import ConcatOrtEngine, concatenates
 
-    return OrtEngine(path.parent, file=path.name, threads=threads, context=context)
+    engine = ConcatOrtEngine if concatenates(path.parent) else OrtEngine
+    return engine(path.parent, file=path.name, threads=threads, context=context)

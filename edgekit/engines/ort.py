@@ -12,6 +12,8 @@ from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
 from edgekit.machine import cores
 
+_MAX_SIZE = 1 << 31
+
 
 def _runtime() -> Any:
     try:
@@ -21,6 +23,26 @@ def _runtime() -> Any:
             f"onnxruntime cannot be loaded ({error})", remedy="pip install 'edgekit[onnx]', or see edgekit doctor"
         ) from error
     return onnxruntime
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """An onnxruntime session on the CPU; `threads` of 0 takes the physical cores.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        FileFormatError: it cannot load the file.
+    """
+    ort = _runtime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise FileFormatError(
+            f"onnxruntime {ort.__version__} cannot load {path} ({str(error).splitlines()[0][:300]})",
+            remedy="build it again, or run edgekit doctor to compare versions",
+        ) from error
 
 
 class OrtEngine:
@@ -33,19 +55,9 @@ class OrtEngine:
     name = "onnxruntime"
 
     def __init__(self, folder: Path, *, threads: int = 0, context: int = 2048, file: str = "model.onnx") -> None:
-        ort = _runtime()
         decoder = self._read_config(folder)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or cores()
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise FileFormatError(
-                f"onnxruntime {ort.__version__} cannot load {folder / file} ({str(error).splitlines()[0][:300]})",
-                remedy="build it again, or run edgekit doctor to compare versions",
-            ) from error
-        self._ort = ort
+        self._session = open_session(folder / file, threads)
+        self._ort = _runtime()
         self.max_context = min(context, self._context_length)
         self._layers, self._kv_heads, self._head_size = decoder
         self._caches = [f"{layer}.{side}" for layer in range(self._layers) for side in ("key", "value")]
@@ -60,7 +72,9 @@ class OrtEngine:
             self.vocab_size, self._context_length = int(model["vocab_size"]), int(model["context_length"])
             decoder = model["decoder"]
             sizes = tuple(int(decoder[key]) for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if not all(0 < size < _MAX_SIZE for size in (self.vocab_size, self._context_length, *sizes)):
+                raise ValueError("a size that no model has")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FileFormatError(
                 f"{path} does not describe a decoder ({type(error).__name__}: {error})",
                 expected="onnxruntime-genai's format",
