@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from edgekit.bundle.golden import Golden
     from edgekit.bundle.manifest import Artefact
     from edgekit.bundle.tokenizer import Tokenizer
+    from edgekit.coherence.metrics import Coherence
     from edgekit.coherence.reference import Reference
+    from edgekit.coherence.scoring import ItemScores
     from edgekit.engines.base import Engine
     from edgekit.progress import Progress
 
 KL_TOLERANCE = 0.01
 """Nats. The same artefact on another CPU rounds differently in its int8 kernels; on the same machine it is equal."""
+ANSWERS_TOLERANCE = 0.05
+"""Share of the questions that may be answered otherwise than when the bundle was built: ties that rounding decides."""
 _MAX_REPORT = 64 << 20
 _DAYS = (datetime(2001, 2, 3, 4, 5), datetime(2020, 11, 12, 13, 14))
 """Two dates that differ in every part: a chat template that shows the date gives two texts."""
@@ -40,6 +45,8 @@ class Check:
     """Nats, measured here."""
     kl_recorded: float | None = None
     """Nats, from report.json."""
+    answers_changed: int | None = None
+    """Questions answered otherwise here than by the same artefact when the bundle was built."""
 
 
 @click.command("verify")
@@ -179,7 +186,7 @@ def _artefact(bundle: Bundle, artefact: Artefact, required: bool, progress: Prog
     from edgekit.engines.opening import open_engine
 
     reference, name = _reference(bundle), f"logits ({artefact.format})"
-    context = max(map(len, reference.sequences.lists())) if reference else 64
+    context = reference.longest if reference else 64
     try:
         engine = open_engine(artefact.format, bundle.root / artefact.path, context=context)
     except MissingDependencyError as error:
@@ -189,7 +196,7 @@ def _artefact(bundle: Bundle, artefact: Artefact, required: bool, progress: Prog
         return
     try:
         yield from _engine_ids(bundle, engine)
-        yield _logits(bundle, artefact, engine, reference, progress)
+        yield from _said(bundle, artefact, engine, reference, progress)
     finally:
         engine.close()
 
@@ -210,36 +217,73 @@ def _reference(bundle: Bundle) -> Reference | None:
     return load(bundle.reference) if REFERENCE in bundle.manifest.files else None
 
 
-def _recorded(bundle: Bundle, container: str) -> float | None:
-    """Mean KL divergence, nats, that report.json holds for a format; None without one."""
+def _recorded(bundle: Bundle, container: str) -> Coherence | None:
+    """What report.json holds for a format; None without a report."""
     from edgekit.bundle.paths import read_bounded
     from edgekit.report.model import from_json
 
     if "report.json" not in bundle.manifest.reports:
         return None
     report = from_json(read_bounded(bundle.root, "report.json", _MAX_REPORT))
-    return next((artefact.coherence.kl_mean for artefact in report.artefacts if artefact.format == container), None)
+    return next((artefact.coherence for artefact in report.artefacts if artefact.format == container), None)
 
 
-def _logits(
+def _said(
     bundle: Bundle, artefact: Artefact, engine: Engine, reference: Reference | None, progress: Progress
-) -> Check:
-    """Mean KL divergence from the sealed reference, against the one recorded by the build."""
+) -> Iterator[Check]:
+    """What the artefact says here against what it said when the bundle was built, by the sealed reference."""
     from edgekit.coherence.metrics import evaluate
 
-    name, recorded = f"logits ({artefact.format})", _recorded(bundle, artefact.format)
+    recorded = _recorded(bundle, artefact.format)
     if reference is None or recorded is None:
         what = "reference.npz" if reference is None else "report.json with a figure for this artefact"
-        return Check(name, "not checked", f"the bundle has no {what}")
+        yield Check(f"logits ({artefact.format})", "not checked", f"the bundle has no {what}")
+        return
     with progress.step(f"{artefact.format.upper()}: logits in {engine.name}") as advance:
         measured = evaluate(engine, reference, progress=advance, generate=False)
-    kl = measured.kl_mean
-    if not abs(kl - recorded) <= KL_TOLERANCE:
+    yield _logits(artefact, measured, recorded)
+    yield from _answers(artefact, measured, recorded)
+
+
+def _logits(artefact: Artefact, measured: Coherence, recorded: Coherence) -> Check:
+    """Mean KL divergence from the sealed reference, against the one recorded by the build."""
+    kl, before = measured.kl_mean, recorded.kl_mean
+    if not abs(kl - before) <= KL_TOLERANCE:
         raise ParityError(
-            f"{artefact.path} in {engine.name} has a mean KL divergence of {kl:.4f} nats from the original, "
-            f"its report says {recorded:.4f}",
+            f"{artefact.path} in {measured.engine} has a mean KL divergence of {kl:.4f} nats from the original, "
+            f"its report says {before:.4f}",
             expected=f"a difference of at most {KL_TOLERANCE:g}",
             remedy="run edgekit doctor to compare the engine's version with the tested one, or build the bundle again",
         )
-    told = f"mean KL divergence {kl:.4f} nats in {engine.name}, recorded {recorded:.4f}, {measured.positions} positions"
-    return Check(name, "ok", told, kl_mean=kl, kl_recorded=recorded)
+    told = (
+        f"mean KL divergence {kl:.4f} nats in {measured.engine}, recorded {before:.4f}, {measured.positions} positions"
+    )
+    return Check(f"logits ({artefact.format})", "ok", told, kl_mean=kl, kl_recorded=before)
+
+
+def _answers(artefact: Artefact, measured: Coherence, recorded: Coherence) -> Iterator[Check]:
+    """The answer to every fixed question, against the one recorded by the build; nothing when none were asked."""
+    from edgekit.report.words import answers
+
+    name, here, before = f"answers ({artefact.format})", measured.items, recorded.items
+    if here is None and before is None:
+        return
+    if here is None or before is None or here.items_sha256 != before.items_sha256:
+        yield Check(name, "not checked", "reference.npz and report.json do not hold the same questions")
+        return
+    changed, most = _changed(here, before), math.floor(ANSWERS_TOLERANCE * here.items)
+    if changed > most:
+        raise ParityError(
+            f"{artefact.path} in {measured.engine} answers {changed} of {here.items} questions otherwise than when the "
+            "bundle was built",
+            expected=f"at most {most}",
+            remedy="run edgekit doctor to compare the engine's version with the tested one, or build the bundle again",
+        )
+    told = f"{answers(here)} Otherwise than when the bundle was built: {changed}"
+    yield Check(name, "ok", told, answers_changed=changed)
+
+
+def _changed(here: ItemScores, before: ItemScores) -> int:
+    """Items with different answers; one that is no flip on a side has the original's answer there."""
+    ours, theirs = ({flip.item: flip.engine for flip in scores.flipped} for scores in (here, before))
+    return sum(ours.get(item) != theirs.get(item) for item in ours.keys() | theirs.keys())

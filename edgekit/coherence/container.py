@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.coherence.distribution import Positions
-from edgekit.coherence.reference import Meta, Ragged, Reference
+from edgekit.coherence.ragged import Ragged
+from edgekit.coherence.reference import Meta, Reference
+from edgekit.coherence.scoring import MAX_OPTIONS, Answers, Questions
 from edgekit.errors import FileFormatError, InputNotFoundError, OptionError
 from edgekit.files import whole_file
 
@@ -31,6 +33,8 @@ _MAX_DIRECTORY = 8 << 10
 _META = "meta.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _SUM_TOLERANCE = 1e-3
+_MAX_DIVISOR = 4096
+"""Bytes of the longest option."""
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 Arrays = dict[str, NDArray[Any]]
@@ -102,13 +106,43 @@ def _arrays(reference: Reference) -> Arrays:
     for name in ("sequence", "prompt", "continuation"):
         lists: Ragged = getattr(reference, f"{name}s")
         arrays |= {f"{name}_ids": lists.ids, f"{name}_lengths": lists.lengths}
-    return arrays | vars(reference.positions)
+    return arrays | vars(reference.positions) | _item_arrays(reference.answers)
+
+
+def _item_arrays(answers: Answers | None) -> Arrays:
+    if answers is None:
+        return {}
+    asked = answers.questions
+    return {
+        "option_ids": asked.options.ids,
+        "option_lengths": asked.options.lengths,
+        "option_divisors": asked.divisors,
+        "option_logp": answers.logp,
+        "item_counts": asked.counts,
+        "item_starts": asked.starts,
+        "item_right": asked.right,
+    }
 
 
 def _build(meta: Meta, arrays: Arrays) -> Reference:
     lists = {n: Ragged(arrays[f"{n}_ids"], arrays[f"{n}_lengths"]) for n in ("sequence", "prompt", "continuation")}
     positions = Positions(**{field.name: arrays[field.name] for field in fields(Positions)})
-    return Reference(meta, lists["sequence"], positions, lists["prompt"], lists["continuation"])
+    return Reference(meta, lists["sequence"], positions, lists["prompt"], lists["continuation"], _answers(meta, arrays))
+
+
+def _answers(meta: Meta, arrays: Arrays) -> Answers | None:
+    if not meta.items or meta.items_sha256 is None:
+        return None
+    questions = Questions(
+        names=meta.items,
+        sha256=meta.items_sha256,
+        options=Ragged(arrays["option_ids"], arrays["option_lengths"]),
+        divisors=arrays["option_divisors"],
+        counts=arrays["item_counts"],
+        starts=arrays["item_starts"],
+        right=arrays["item_right"],
+    )
+    return Answers(questions, arrays["option_logp"])
 
 
 def _layout(meta: Meta) -> Layout:
@@ -128,6 +162,19 @@ def _layout(meta: Meta) -> Layout:
         "entropy": ("<f4", (n,)),
         "drawn_ids": ("<i4", (n, meta.draws)),
         "drawn_logp": ("<f4", (n, meta.draws)),
+    } | (_item_layout(meta) if meta.items else {})
+
+
+def _item_layout(meta: Meta) -> Layout:
+    items, options = (len(meta.items),), (meta.options,)
+    return {
+        "option_ids": ("<i4", (meta.option_tokens,)),
+        "option_lengths": ("<i4", options),
+        "option_divisors": ("<i4", options),
+        "option_logp": ("<f4", options),
+        "item_counts": ("<i4", items),
+        "item_starts": ("<i4", items),
+        "item_right": ("<i4", items),
     }
 
 
@@ -173,6 +220,9 @@ def _read_meta(archive: zipfile.ZipFile, sizes: dict[str, int]) -> Meta:
     _require(meta.draws == 0 or meta.k < meta.vocab_size, f"it draws {meta.draws} tokens from a tail of none")
     _require(all(i < meta.vocab_size for i in meta.eot_ids), "an end-of-text id is outside the vocabulary")
     _require(meta.sequence_tokens >= 2 * meta.sequences, "a sequence has fewer than two tokens")
+    _require(len(set(meta.items)) == len(meta.items), "it names an item twice")
+    _require(bool(meta.items) == (meta.items_sha256 is not None), "its items and their hash do not go together")
+    _require(bool(meta.items) or meta.options == meta.option_tokens == 0, "it has options of no item")
     return meta
 
 
@@ -196,6 +246,24 @@ def _check(meta: Meta, arrays: Arrays) -> None:
     _require((arrays["continuation_lengths"] <= meta.token_limit).all(), "a continuation is longer than its limit")
     _check_positions(meta, arrays)
     _check_draws(meta, arrays)
+    if meta.items:
+        _check_items(meta, arrays)
+
+
+def _check_items(meta: Meta, arrays: Arrays) -> None:
+    ids, lengths, counts = arrays["option_ids"], arrays["option_lengths"], arrays["item_counts"]
+    _require((lengths >= 2).all() and lengths.sum(dtype=np.int64) == len(ids), "option_lengths do not add up")
+    _require(((ids >= 0) & (ids < meta.vocab_size)).all(), "option_ids leave the vocabulary")
+    options = ((counts >= 2) & (counts <= MAX_OPTIONS)).all()
+    _require(options and counts.sum(dtype=np.int64) == meta.options, "item_counts do not add up")
+    starts = arrays["item_starts"]
+    _require((starts >= 1).all() and (np.repeat(starts, counts) < lengths).all(), "item_starts leave an option")
+    right = arrays["item_right"]
+    _require(((right >= 0) & (right < counts)).all(), "item_right names an option that is not there")
+    divisors = arrays["option_divisors"]
+    _require(((divisors >= 1) & (divisors <= _MAX_DIVISOR)).all(), "option_divisors are out of range")
+    logp = arrays["option_logp"]
+    _require((np.isfinite(logp) & (logp <= 0)).all(), "option_logp holds no log-probabilities")
 
 
 def _check_positions(meta: Meta, arrays: Arrays) -> None:

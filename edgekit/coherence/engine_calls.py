@@ -14,21 +14,21 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); a step is one sequence or one prompt."""
 
 
-def checked_logits(engine: Engine, ids: Ids, sequence: int) -> F32:
-    """Logits (T, V) of `ids` (T,).
+def checked_logits(engine: Engine, ids: Ids, what: str) -> F32:
+    """Logits (T, V) of `ids` (T,); `what` names them in an error, as "sequence 3".
 
     Raises:
-        ParityError: wrong shape, or NaN or infinity; names the sequence and the position, both counted from 0.
+        ParityError: wrong shape, or NaN or infinity; names the position, counted from 0.
     """
     logits = np.asarray(engine.logits(ids), np.float32)
     if logits.shape != (len(ids), engine.vocab_size):
         raise ParityError(
-            f"{engine.name} returned logits of shape {logits.shape} for sequence {sequence}",
+            f"{engine.name} returned logits of shape {logits.shape} for {what}",
             expected=f"({len(ids)}, {engine.vocab_size})",
         )
     bad = ~_finite_rows(logits)
     if bad.any():
-        raise _not_finite(engine, f"sequence {sequence}", int(bad.argmax()))
+        raise _not_finite(engine, what, int(bad.argmax()))
     return logits
 
 

@@ -26,6 +26,7 @@ from edgekit.coherence.distribution import (
 from edgekit.coherence.engine_calls import Progress, checked_greedy, checked_logits, refuse_long
 from edgekit.coherence.generation import Generation, compare_continuations
 from edgekit.coherence.reference import Reference
+from edgekit.coherence.scoring import Answers, ItemScores, compare, option_logp
 from edgekit.engines.base import Engine
 from edgekit.errors import ParityError
 
@@ -75,6 +76,8 @@ class Coherence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     entropy_engine: float
     generation: Generation | None
     """None when generation was switched off or the reference has no prompts."""
+    items: ItemScores | None = None
+    """Accuracy and flips; None when they were switched off or the reference has no items."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,33 +94,50 @@ class _Compared:
 
 
 def evaluate(
-    engine: Engine, reference: Reference, *, progress: Progress | None = None, generate: bool = True
+    engine: Engine,
+    reference: Reference,
+    *,
+    progress: Progress | None = None,
+    generate: bool = True,
+    items: bool = True,
 ) -> Coherence:
     """Ask `engine` everything that was sealed in `reference`. Holds one sequence's logits at a time.
 
     Args:
         engine: what is judged.
         reference: what the full-precision model says.
-        progress: called after every sequence and prompt.
+        progress: called after every sequence, prompt and item.
         generate: also continue the prompts.
+        items: also answer the items.
 
     Raises:
         ParityError: vocabularies differ, or the engine returns NaN, infinity or a wrong shape; names the place.
         OptionError: a sequence does not fit into the engine's context.
     """
     generate = generate and len(reference.prompts) > 0
-    _refuse_mismatch(engine, reference, generate)
-    total = len(reference.sequences) + (len(reference.prompts) if generate else 0)
+    answers = reference.answers if items else None
+    _refuse_mismatch(engine, reference, generate, answers)
+    done = len(reference.sequences) + (len(reference.prompts) if generate else 0)
+    total = done + (len(answers.questions) if answers else 0)
     compared = []
     for index, (ids, rows) in enumerate(zip(reference.sequences.lists(), reference.sequence_rows(), strict=True)):
         compared.append(_compare(engine, ids, reference.positions.rows(rows), index))
         if progress:
             progress(index + 1, total)
     generation = _generate(engine, reference, progress, total) if generate else None
-    return _summary(engine.name, reference, compared, generation)
+    scores = _answer(engine, answers, progress, done, total) if answers else None
+    return _summary(engine.name, reference, compared, generation, scores)
 
 
-def _refuse_mismatch(engine: Engine, reference: Reference, generate: bool) -> None:
+def _answer(engine: Engine, answers: Answers, progress: Progress | None, done: int, total: int) -> ItemScores:
+    def answered(index: int) -> None:
+        if progress:
+            progress(done + index + 1, total)
+
+    return compare(answers, option_logp(engine, answers.questions, answered))
+
+
+def _refuse_mismatch(engine: Engine, reference: Reference, generate: bool, answers: Answers | None) -> None:
     if engine.vocab_size != reference.meta.vocab_size:
         raise ParityError(
             f"{engine.name} has a vocabulary of {engine.vocab_size} tokens",
@@ -127,11 +147,13 @@ def _refuse_mismatch(engine: Engine, reference: Reference, generate: bool) -> No
     lengths = (reference.sequences.lengths - 1).tolist()
     if generate:
         lengths += (reference.prompts.lengths + reference.meta.token_limit).tolist()
+    if answers:
+        lengths += (answers.questions.options.lengths - 1).tolist()
     refuse_long(engine, lengths)
 
 
 def _compare(engine: Engine, ids: Ids, sealed: Positions, index: int) -> _Compared:
-    logits: F32 = checked_logits(engine, ids[:-1], index)
+    logits: F32 = checked_logits(engine, ids[:-1], f"sequence {index}")
     said = describe(logits, ids[1:], sealed.top_ids, sealed.drawn_ids)
     coarse = coarse_kl(sealed, said)
     theirs, ours = sealed.next_logp.astype(np.float64), said.next_logp.astype(np.float64)
@@ -154,9 +176,14 @@ def _generate(engine: Engine, reference: Reference, progress: Progress | None, t
     return compare_continuations([ids.tolist() for ids in reference.continuations.lists()], made, stop, limit)
 
 
-def _summary(name: str, reference: Reference, parts: Sequence[_Compared], generation: Generation | None) -> Coherence:
-    kl = np.concatenate([part.kl for part in parts])
-    delta_p = np.concatenate([part.delta_p for part in parts])
+def _summary(
+    name: str,
+    reference: Reference,
+    parts: Sequence[_Compared],
+    generation: Generation | None,
+    items: ItemScores | None,
+) -> Coherence:
+    kl, delta_p = (np.concatenate([getattr(part, name) for part in parts]) for name in ("kl", "delta_p"))
     low, high = _bootstrap([part.kl for part in parts])
     nll = float(-reference.positions.next_logp.astype(np.float64).mean())
     rise, rise_se = _mean_and_error([part.delta_nll for part in parts])
@@ -187,6 +214,7 @@ def _summary(name: str, reference: Reference, parts: Sequence[_Compared], genera
         entropy_reference=float(reference.positions.entropy.astype(np.float64).mean()),
         entropy_engine=float(np.concatenate([part.entropy for part in parts]).mean()),
         generation=generation,
+        items=items,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from edgekit.coherence.distribution import F32, I32, Ids, Positions, describe, draw_tail, top_tokens
+from edgekit.coherence.distribution import F32, Ids, Positions, describe, draw_tail, top_tokens
 from edgekit.coherence.engine_calls import Progress, checked_greedy, checked_logits, refuse_long
+from edgekit.coherence.ragged import Lists, Ragged, ragged
+from edgekit.coherence.scoring import MAX_ITEMS, Answers, ItemId, Questions, option_logp
 from edgekit.engines.base import Engine
 from edgekit.errors import OptionError
 
@@ -21,8 +23,6 @@ DEFAULT_CONTINUATION_TOKENS = 64
 _TAIL_STREAM = 1
 """Third word of the generators' seeds: the evaluation text may be drawn with the first two alone."""
 
-Lists = Sequence[Sequence[int] | Ids]
-"""Token ids, list by list."""
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
@@ -62,30 +62,12 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     prompts: Count
     prompt_tokens: Count
     continuation_tokens: Count
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Lists of token ids of different lengths, in two arrays."""
-
-    ids: I32
-    """All lists one after the other."""
-    lengths: I32
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def lists(self) -> list[Ids]:
-        """Each list as its own array."""
-        wide = self.ids.astype(np.int64)
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        return [wide[end - length : end] for end, length in zip(ends, self.lengths, strict=True)]
-
-
-def ragged(lists: Lists) -> Ragged:
-    """Pack lists of ids that fit in int32."""
-    flat = [np.asarray(ids, np.int32) for ids in lists]
-    return Ragged(np.concatenate([np.empty(0, np.int32), *flat]), np.array([len(ids) for ids in flat], np.int32))
+    items: Annotated[tuple[ItemId, ...], msgspec.Meta(max_length=MAX_ITEMS)] = ()
+    """Id of every item; the arrays of the items are there when there is one."""
+    items_sha256: Sha256 | None = None
+    """Of the file of items."""
+    options: Count = 0
+    option_tokens: Count = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +82,20 @@ class Reference:
     prompts: Ragged
     continuations: Ragged
     """Greedy continuations of the prompts, an ending token included."""
+    answers: Answers | None = None
+    """The items and what the model thinks of their options; None without items."""
 
     @property
     def stop(self) -> frozenset[int]:
         """Tokens that end a continuation."""
         return frozenset(self.meta.eot_ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that judging needs room for in an engine's context."""
+        prompts = int(self.prompts.lengths.max(initial=0)) + self.meta.token_limit if len(self.prompts) else 0
+        options = int(self.answers.questions.options.lengths.max(initial=0)) if self.answers else 0
+        return max(int(self.sequences.lengths.max()), prompts, options)
 
     def sequence_rows(self) -> list[slice]:
         """Which rows of `positions` belong to each sequence."""
@@ -123,6 +114,7 @@ def seal(
     continuation_tokens: int = DEFAULT_CONTINUATION_TOKENS,
     stop: frozenset[int] = frozenset(),
     continuations: Sequence[Sequence[int]] | None = None,
+    questions: Questions | None = None,
     progress: Progress | None = None,
 ) -> Reference:
     """Record what `engine`, the full-precision model, says. Holds one sequence's logits at a time.
@@ -138,7 +130,9 @@ def seal(
         stop: end-of-text token ids.
         continuations: the engine's greedy continuation of each prompt where it was made elsewhere (many at once);
             None: made here, one prompt after the other.
-        progress: called after every sequence and prompt.
+        questions: items as :func:`edgekit.coherence.items.encode_items` gives them; none at all leaves accuracy and
+            flips out.
+        progress: called after every sequence, prompt and item.
 
     Raises:
         OptionError: a list is too short or too long, there is not one continuation for each prompt, an id is outside
@@ -146,10 +140,12 @@ def seal(
         ParityError: the engine returns NaN, infinity or a wrong shape.
     """
     _refuse_options(engine, sequences, prompts, k, draws, continuation_tokens, stop)
+    _refuse_questions(engine, questions)
     if continuations is not None:
         _refuse_continuations(continuations, len(prompts), continuation_tokens, engine.vocab_size)
     own = prompts if continuations is None else ()
-    total, k = len(sequences) + len(own), min(k, engine.vocab_size)
+    done, k = len(sequences) + len(own), min(k, engine.vocab_size)
+    total = done + (len(questions) if questions else 0)
     rows, made = [], list(continuations or ())
     for index, ids in enumerate(sequences):
         random = np.random.default_rng([origin.seed, index, _TAIL_STREAM])
@@ -158,16 +154,36 @@ def seal(
     for index, prompt in enumerate(own):
         made.append(checked_greedy(engine, np.asarray(prompt, np.int64), continuation_tokens, stop, index))
         _tell(progress, len(sequences) + index + 1, total)
+    answers = _answer(engine, questions, lambda index: _tell(progress, done + index + 1, total))
     lists = ragged(sequences), ragged(prompts), ragged(made)
     positions = _join(rows)
     counts = _counts(*lists) | {"k": k, "draws": positions.drawn_ids.shape[1]}
     counts |= {"token_limit": continuation_tokens, "vocab_size": engine.vocab_size}
+    counts |= _item_counts(answers)
     meta = Meta(origin=origin, eot_ids=tuple(sorted(map(int, stop))), **counts)
-    return Reference(meta, lists[0], positions, *lists[1:])
+    return Reference(meta, lists[0], positions, *lists[1:], answers)
+
+
+def _refuse_questions(engine: Engine, questions: Questions | None) -> None:
+    if questions is not None:
+        _refuse_ids(questions.options.ids.astype(np.int64), engine.vocab_size)
+        refuse_long(engine, (questions.options.lengths - 1).tolist())
+
+
+def _answer(engine: Engine, questions: Questions | None, answered: Callable[[int], None]) -> Answers | None:
+    return Answers(questions, option_logp(engine, questions, answered)) if questions else None
+
+
+def _item_counts(answers: Answers | None) -> dict[str, Any]:
+    if answers is None:
+        return {}
+    asked = answers.questions
+    tokens = len(asked.options.ids)
+    return {"items": asked.names, "items_sha256": asked.sha256, "options": len(asked.options), "option_tokens": tokens}
 
 
 def _seal_sequence(engine: Engine, ids: Ids, k: int, draws: int, random: np.random.Generator, index: int) -> Positions:
-    logits: F32 = checked_logits(engine, ids[:-1], index)
+    logits: F32 = checked_logits(engine, ids[:-1], f"sequence {index}")
     top_ids = top_tokens(logits, k)
     return describe(logits, ids[1:], top_ids, draw_tail(logits, top_ids, draws, random))
 

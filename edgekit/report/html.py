@@ -11,8 +11,9 @@ from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from edgekit.coherence.scoring import CategoryScores, ItemScores
 from edgekit.report import plots, rows, words
-from edgekit.report.model import Report, Sample
+from edgekit.report.model import FlippedItem, Report, Sample
 
 SAMPLE_LIMIT = 3000
 """Characters of one sample."""
@@ -25,6 +26,7 @@ def render(report: Report) -> str:
         report=report,
         outcome=rows.outcome(report),
         gates=_gates(report),
+        answers=_answers(report),
         samples=[_sample(sample) for sample in report.samples],
         files=rows.FILES,
         coherence=rows.COHERENCE,
@@ -47,7 +49,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(name=rows.name, verdict_word=rows.verdict_word, millions=words.millions)
+    made.globals.update(name=rows.name, answered=words.answers, verdict_word=rows.verdict_word, millions=words.millions)
     return made
 
 
@@ -87,6 +89,36 @@ def _sample(sample: Sample) -> _Sides:
 def _text(title: str, said: str, original: str) -> _Text:
     same = words.common_length(said, original)
     return _Text(title, said[:same], said[same:])
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """How one artefact answers the fixed questions."""
+
+    name: str
+    sentence: str
+    total: CategoryScores
+    categories: tuple[CategoryScores, ...]
+    flipped: tuple[FlippedItem, ...]
+    flips: int
+
+
+def _answers(report: Report) -> list[_Answers]:
+    found = [(artefact, artefact.coherence.items) for artefact in report.artefacts]
+    return [
+        _Answers(
+            rows.name(artefact), words.answers(scores), _total(scores), scores.categories, artefact.flipped,
+            scores.flips,
+        )
+        for artefact, scores in found if scores is not None
+    ]  # fmt: skip
+
+
+def _total(scores: ItemScores) -> CategoryScores:
+    return CategoryScores(
+        name="all", items=scores.items, right_reference=scores.right_reference, right_engine=scores.right_engine,
+        lost=scores.lost, gained=scores.gained, flips=scores.flips,
+    )  # fmt: skip
 
 
 def _gates(report: Report) -> list[tuple[str, list[rows.Gate]]]:

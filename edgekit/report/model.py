@@ -37,6 +37,19 @@ class Parity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Positions that both divergences were measured on."""
 
 
+class FlippedItem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An item that the artefact answers otherwise than the original."""
+
+    id: str
+    question: str
+    """What the answers continue; "" where they are whole sentences."""
+    right: str
+    original: str
+    """The original's answer."""
+    artefact: str
+    """The artefact's answer."""
+
+
 class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One format."""
 
@@ -60,6 +73,8 @@ class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Measured on the sequences of `parity.positions`, their last positions left out.
     """
     verdict: Verdict
+    flipped: tuple[FlippedItem, ...] = ()
+    """Some of the items in `coherence.items.flipped`, in words; see :mod:`edgekit.report.flips`."""
 
 
 class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,8 +8,9 @@ from functools import partial
 
 from edgekit.coherence.gates import Check
 from edgekit.coherence.generation import Generation
+from edgekit.coherence.scoring import ItemScores
 from edgekit.report.model import Artefact, Report
-from edgekit.report.words import NOT_MEASURED, interval, mebibytes, number, percent, rise, shown
+from edgekit.report.words import NOT_MEASURED, interval, mebibytes, number, percent, points, rise, shown
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ def _generated(show: Callable[[Generation], str]) -> Callable[[Artefact], str]:
         return NOT_MEASURED if found is None else show(found)
 
     return cell
+
+
+def _answered(show: Callable[[ItemScores], str]) -> Callable[[Artefact], str]:
+    def cell(artefact: Artefact) -> str:
+        found = artefact.coherence.items
+        return NOT_MEASURED if found is None else show(found)
+
+    return cell
+
+
+def _difference(found: ItemScores) -> str:
+    low, high = found.accuracy_difference_low, found.accuracy_difference_high
+    return f"{100 * found.accuracy_difference:+.1f} ({points(low, high)})"
 
 
 def _habit(reference: float, engine: float) -> str:
@@ -131,6 +145,32 @@ PREDICTION = (
     ),
 )
 
+ANSWERS = (
+    Row(
+        "Accuracy, original",
+        "",
+        "Share of our fixed questions that the full-precision model answers right.",
+        _answered(lambda s: percent(s.accuracy_reference)),
+        True,
+    ),
+    Row("Accuracy, artefact", "", "The same questions.", _answered(lambda s: percent(s.accuracy_engine)), True),
+    Row(
+        "Change of accuracy",
+        "points",
+        "With its 95 % interval; one that holds 0 is a change that chance can explain.",
+        _answered(_difference),
+        True,
+    ),
+    Row(
+        "Flips",
+        "",
+        "Questions whose answer changed, from right to wrong or otherwise, with the 95 % interval.",
+        _answered(lambda s: f"{percent(s.flip_share)} ({100 * s.flip_low:.1f} to {100 * s.flip_high:.1f})"),
+        True,
+    ),
+    Row("Accuracy of guessing", "", "What answers at random would reach.", _answered(lambda s: percent(s.chance))),
+)
+
 GENERATION = (
     Row(
         "First divergent token",
@@ -203,6 +243,7 @@ MEASURE = (
 COHERENCE = (
     ("Distance from the original", DIVERGENCE),
     ("Prediction", PREDICTION),
+    ("Questions", ANSWERS),
     ("Greedy generation", GENERATION),
     ("What it was measured on", MEASURE),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekit.bundle.paths import plain
 from edgekit.report import rows
 from edgekit.report.model import Report
-from edgekit.report.words import number
+from edgekit.report.words import answers, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,9 @@ def show(report: Report) -> None:
     console.print(_table(console, report))
     _say(console, "Measured on this host, on ", report.text)
     _say(console, "Calibration: ", report.calibration)
+    for artefact in report.artefacts:
+        if artefact.coherence.items is not None:
+            _say(console, f"{rows.name(artefact)} ", answers(artefact.coherence.items))
     for artefact in report.artefacts:
         if not artefact.verdict.passed:
             _say(console, f"{rows.name(artefact)} ", artefact.verdict.sentence, "red")
@@ -76,7 +79,7 @@ def _table(console: Console, report: Report) -> Table:
     table.add_column("Measured", overflow="fold")
     for artefact in report.artefacts:
         table.add_column(rows.name(artefact), justify="right", overflow="fold")
-    groups = (rows.FILES, rows.DIVERGENCE, rows.PREDICTION, rows.GENERATION, rows.RISES, rows.PARITY)
+    groups = (rows.FILES, rows.DIVERGENCE, rows.PREDICTION, rows.ANSWERS, rows.GENERATION, rows.RISES, rows.PARITY)
     for group in groups:
         brief = [row for row in group if row.brief]
         for row in brief:

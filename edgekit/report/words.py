@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from edgekit.coherence.scoring import ItemScores
+
 NOT_MEASURED = "not measured"
 TEXT_LIMIT = 4000
 """Characters of one string that are shown; a model decides how long its samples and names are."""
@@ -56,6 +58,23 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "none (one sequence)"
     return f"{number(low)} to {number(high)}"
+
+
+def points(low: float, high: float) -> str:
+    """An interval of a difference of two shares, in percentage points."""
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def answers(found: ItemScores) -> str:
+    """Accuracy and flips in one sentence; the interval is that of the difference, in questions."""
+    n, low, high = found.items, found.accuracy_difference_low, found.accuracy_difference_high
+    difference = f"{found.right_engine - found.right_reference:+,}"
+    cause = "a loss beyond chance" if high < 0 else "a gain beyond chance" if low > 0 else "chance can explain it"
+    return (
+        f"Answers {found.right_engine:,} of {n:,} questions right, the original {found.right_reference:,} (difference "
+        f"{difference}, 95 % interval {round(n * low):+,} to {round(n * high):+,}: {cause}); "
+        f"changes its mind on {found.flips:,} ({percent(found.flip_share)})."
+    )
 
 
 def mebibytes(size: float) -> str:

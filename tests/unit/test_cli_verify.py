@@ -88,16 +88,18 @@ def write_tokenizer(folder: Path, template: str = CHATML) -> None:
 
 
 def write_graph(folder: Path, weights: F32) -> None:
-    """A decoder without layers: one Gather from token id to logits."""
+    """A decoder whose one layer does nothing: one Gather from token id to logits, and a cache that nobody reads."""
     folder.mkdir(exist_ok=True)
     make, types = onnx.helper, onnx.TensorProto
     inputs = [make.make_tensor_value_info(n, types.INT64, [1, "t"]) for n in ("input_ids", "attention_mask")]
+    sides = ("past_key_values.0.key", "past_key_values.0.value")
+    inputs += [make.make_tensor_value_info(side, types.FLOAT, [1, 1, "p", 8]) for side in sides]
     output = make.make_tensor_value_info("logits", types.FLOAT, [1, "t", VOCAB])
     node = make.make_node("Gather", ["table", "input_ids"], ["logits"])
     graph = make.make_graph([node], "bigram", inputs, [output], [onnx.numpy_helper.from_array(weights, "table")])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    decoder = {"num_hidden_layers": 0, "num_key_value_heads": 1, "head_size": 8}
+    decoder = {"num_hidden_layers": 1, "num_key_value_heads": 1, "head_size": 8}
     config = {"model": {"vocab_size": VOCAB, "context_length": 64, "decoder": decoder}}
     (folder / "genai_config.json").write_text(json.dumps(config))
 

@@ -14,7 +14,7 @@ from test_report_model import UNLIMITED, artefact, coherence, report
 
 from edgekit.report import rows
 from edgekit.report.html import render
-from edgekit.report.model import Artefact, Predicted, Report, Sample
+from edgekit.report.model import Artefact, FlippedItem, Predicted, Report, Sample
 
 EVIL = "</pre></title></style><script>alert('x')</script><img src=x onerror=alert(1)>\" onload=\"{{ 7 * 191 }}"
 
@@ -48,10 +48,14 @@ def strange(text: str) -> Report:
         source=text,
         caveats=(text,),
         text=text,
-        artefacts=(artefact(fallbacks=(text,), shares={text: 1.0}, title=text),),
+        artefacts=(artefact(fallbacks=(text,), shares={text: 1.0}, title=text, flipped=(flip(text),)),),
         samples=(Sample(prompt=text, original="a " + text, artefacts={"gguf": "b " + text}),),
         seconds={text: 1.0},
     )
+
+
+def flip(text: str) -> FlippedItem:
+    return FlippedItem(id=text, question=text, right=text, original=text, artefact="no " + text)
 
 
 def section(page: str, name: str) -> str:
@@ -65,7 +69,8 @@ def test_a_script_in_names_and_samples_is_shown_not_run() -> None:
     assert "<script" not in page
     assert "<img" not in page
     assert "1337" not in page
-    assert html.escape("<script>alert(", quote=False) in section(page, "samples")
+    for part in ("samples", "questions"):
+        assert html.escape("<script>alert(", quote=False) in section(page, part)
 
 
 @settings(max_examples=25, deadline=None)
@@ -168,6 +173,36 @@ def test_an_almost_empty_report_is_a_page() -> None:
     drawable(page)
     assert "Before you rely on this" not in page
     assert "nothing was judged" in section(page, "gates")
+
+
+def test_questions_are_counted_by_category_and_flips_shown_with_both_answers() -> None:
+    page = section(render(report()), "questions")
+    counts = re.findall(r'<tr(?: class="total")?><th scope="row">(\w+)</th>((?:<td>\d+</td>)+)', page)
+    assert [(name, re.findall(r"\d+", cells)) for name, cells in counts[:3]] == [
+        ("facts", ["150", "130", "128", "3", "1", "4"]),
+        ("reasoning", ["100", "75", "74", "1", "0", "2"]),
+        ("all", ["250", "205", "202", "4", "1", "6"]),
+    ]
+    row = re.search(r"<tr><th scope=\"row\">One week has seven</th>(.*?)</tr>", page, re.DOTALL)
+    assert row is not None
+    assert re.findall(r"<td>(\w+) <span class=\"chip (pass|fail)\">", row[1]) == [("days", "pass"), ("years", "fail")]
+
+
+def test_whole_sentences_get_a_question() -> None:
+    pair = FlippedItem(id="agreement-01", question="", right="They are.", original="They are.", artefact="They is.")
+    page = section(render(report(artefacts=(artefact(flipped=(pair,)),))), "questions")
+    assert "Which sentence is right?" in page
+
+
+def test_the_card_says_how_many_questions_are_answered() -> None:
+    card = render(report()).split("</article>")[0]
+    assert "Answers 202 of 250 questions right, the original 205" in card
+
+
+def test_without_questions_nothing_is_claimed() -> None:
+    page = render(report(artefacts=(artefact(coherence(items=None), flipped=()),)))
+    assert "None were asked." in section(page, "questions")
+    assert "questions right" not in page
 
 
 def test_it_says_what_was_not_measured_instead_of_a_number() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 
 from edgekit.coherence.gates import judge
 from edgekit.coherence.generation import Generation, Habits
+from edgekit.coherence.intervals import paired_difference
+from edgekit.coherence.items import fixed_sha256
 from edgekit.coherence.metrics import Coherence
+from edgekit.coherence.scoring import CategoryScores, Flip, ItemScores
 from edgekit.errors import BundleError
-from edgekit.report.model import Artefact, Host, Parity, Predicted, Report, Sample, from_json, to_json
+from edgekit.report.model import Artefact, FlippedItem, Host, Parity, Predicted, Report, Sample, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,28 @@ def generation() -> Generation:
     )
 
 
+def scores(**changes: Any) -> ItemScores:
+    """250 questions; 6 flips of which 4 lose a right answer and 1 gains one."""
+    rows = [
+        CategoryScores(name="facts", items=150, right_reference=130, right_engine=128, lost=3, gained=1, flips=4),
+        CategoryScores(name="reasoning", items=100, right_reference=75, right_engine=74, lost=1, gained=0, flips=2),
+    ]
+    low, high = paired_difference(201, 1, 4, 44)
+    found: dict[str, Any] = {
+        "items": 250, "items_sha256": fixed_sha256(), "chance": 0.402, "right_reference": 205, "right_engine": 202,
+        "accuracy_reference": 0.82, "accuracy_engine": 0.808, "accuracy_difference": -0.012,
+        "accuracy_difference_low": low, "accuracy_difference_high": high,
+        "flips": 6, "flip_share": 0.024, "flip_low": 0.011, "flip_high": 0.0514, "lost": 4, "gained": 1,
+        "categories": tuple(rows),
+        "flipped": (
+            Flip(item="facts-02", right=1, reference=0, engine=1),
+            Flip(item="facts-05", right=1, reference=0, engine=2),
+            Flip(item="reasoning-01", right=2, reference=2, engine=0),
+        ),
+    }  # fmt: skip
+    return ItemScores(**(found | changes))
+
+
 def coherence(**changes: Any) -> Coherence:
     found: dict[str, Any] = {
         "engine": "llama.cpp",
@@ -68,6 +94,7 @@ def coherence(**changes: Any) -> Coherence:
         "entropy_reference": 2.713,
         "entropy_engine": 2.747,
         "generation": generation(),
+        "items": scores(),
     }
     return Coherence(**(found | changes))
 
@@ -92,6 +119,9 @@ def artefact(found: Coherence | None = None, limits: Limits | None = None, **cha
         "coherence": found,
         "truncation_kl": 0.00134,
         "verdict": judge(found, limits or Limits()),
+        "flipped": (
+            FlippedItem(id="facts-02", question="One week has seven", right="days", original="days", artefact="years"),
+        ),
     }
     return Artefact(**(values | changes))
 
@@ -129,6 +159,15 @@ def test_what_is_no_report_is_refused_in_one_sentence(data: bytes) -> None:
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(BundleError):
         from_json(to_json(report()).replace(b'"edgekit"', b'"edgekti"', 1))
+
+
+def test_a_report_made_before_there_were_questions_is_read() -> None:
+    data = json.loads(to_json(report()))
+    for found in data["artefacts"]:
+        del found["flipped"], found["coherence"]["items"]
+    again = from_json(json.dumps(data).encode())
+    assert again.artefacts[0].coherence.items is None
+    assert again.artefacts[0].flipped == ()
 
 
 def test_json_gives_the_same_report_back() -> None:

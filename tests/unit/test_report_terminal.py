@@ -79,3 +79,12 @@ def test_reports_need_neither_torch_nor_a_plotting_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_answers_are_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(shown(report(), monkeypatch).split())
+    assert text.count("Answers 202 of 250 questions right") == 2
+    assert "Flips 2.4 % (1.1 to 5.1)" in text
+    without = shown(report(artefacts=(artefact(coherence(items=None)),)), monkeypatch)
+    assert "questions right" not in without
+    assert "not measured" in without

@@ -5,7 +5,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_report_model import scores
 
+from edgekit.coherence.scoring import ItemScores
 from edgekit.report import words
 from edgekit.report.plots import log_axis
 
@@ -69,3 +71,24 @@ def test_a_log_axis_keeps_order_and_stays_on_the_page(values: list[float | None]
         assert place is None or 0 <= place <= 100
     if a <= b:
         assert (axis.at(a) or 0.0) <= (axis.at(b) or 0.0)
+
+
+def test_answers_are_one_sentence_that_a_person_understands() -> None:
+    assert words.answers(scores()) == (
+        "Answers 202 of 250 questions right, the original 205 (difference -3, 95 % interval -8 to +2: chance can "
+        "explain it); changes its mind on 6 (2.4 %)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cause"),
+    [
+        (-0.08, -0.01, "a loss beyond chance"),
+        (0.01, 0.08, "a gain beyond chance"),
+        (-0.01, 0.01, "chance can explain it"),
+        (-0.001, 0.0, "chance can explain it"),
+    ],
+)
+def test_a_loss_is_called_one_only_when_the_interval_leaves_out_none(low: float, high: float, cause: str) -> None:
+    found: ItemScores = scores(accuracy_difference_low=low, accuracy_difference_high=high)
+    assert f": {cause});" in words.answers(found)
