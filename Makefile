@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint nightly schemas clean
+.PHONY: help demo test lint nightly schemas docs clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ nightly: $(VENV)/.dev ## The slow tests as well
 schemas: $(VENV)/.build ## Write the JSON schemas again
 	$(BIN)/python -m edgekit.targets > docs/schemas/target.schema.json
 	$(BIN)/python -m edgekit.bundle.manifest > docs/schemas/manifest.schema.json
+
+docs: $(VENV)/.build ## Write the pages that are made from the code
+	$(BIN)/python docs/generate.py
 
 clean: ## Remove the environment, caches and built bundles
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

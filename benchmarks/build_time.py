@@ -66,7 +66,8 @@ def _job(*arguments: str) -> Usage:
     return run([sys.executable, "-m", "benchmarks._jobs", *arguments], _OFFLINE)
 
 
-def _export(model: Path, container: str, linear: str, out: Path) -> Made:
+def export(model: Path, container: str, linear: str, out: Path) -> Made:
+    """Our export in a process of its own."""
     shutil.rmtree(out, ignore_errors=True)
     used = _job("export", str(model), container, str(out), "--linear", linear)
     return Made(
@@ -74,7 +75,8 @@ def _export(model: Path, container: str, linear: str, out: Path) -> Made:
     )
 
 
-def _convert_and_quantize(tool: Converter, model: Path, linear: str, embedding: str, out: Path) -> Made:
+def convert_and_quantize(tool: Converter, model: Path, linear: str, embedding: str, out: Path) -> Made:
+    """llama.cpp's two steps to a GGUF file."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     half, small = out / "f16.gguf", out / "model.gguf"
@@ -85,7 +87,8 @@ def _convert_and_quantize(tool: Converter, model: Path, linear: str, embedding: 
     return Made(first.seconds + inside, max(first.peak_mib, second.peak_mib), cpu, types(small))
 
 
-def _genai(model: Path, out: Path) -> Made:
+def genai(model: Path, out: Path) -> Made:
+    """onnxruntime-genai's builder."""
     shutil.rmtree(out, ignore_errors=True)
     command = [
         sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(model), "-o", str(out / "onnx"),
@@ -104,8 +107,8 @@ def cases(wanted: Sequence[str], model: Path, scratch: Path) -> list[Case]:
     if "onnx" in wanted:
         made.append(
             Case(
-                "ONNX int4", PEERS["onnx"], lambda: _export(model, "onnx", "", scratch / "ours"),
-                lambda: _genai(model, scratch / "peer"),
+                "ONNX int4", PEERS["onnx"], lambda: export(model, "onnx", "", scratch / "ours"),
+                lambda: genai(model, scratch / "peer"),
             )
         )  # fmt: skip
     return made
@@ -113,8 +116,8 @@ def cases(wanted: Sequence[str], model: Path, scratch: Path) -> list[Case]:
 
 def _gguf_case(tool: Converter, model: Path, linear: str, scratch: Path) -> Case:
     return Case(
-        f"GGUF {linear}", PEERS["gguf"], lambda: _export(model, "gguf", linear, scratch / "ours"),
-        lambda: _convert_and_quantize(tool, model, linear, "Q8_0", scratch / "peer"),
+        f"GGUF {linear}", PEERS["gguf"], lambda: export(model, "gguf", linear, scratch / "ours"),
+        lambda: convert_and_quantize(tool, model, linear, "Q8_0", scratch / "peer"),
     )  # fmt: skip
 
 

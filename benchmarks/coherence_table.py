@@ -49,8 +49,13 @@ def _row(artefact: reports.Artefact) -> str:
 def exit_codes() -> str:
     """Markdown rows of every user-facing error."""
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.EdgekitError)]
-    found = sorted((kind.exit_code, (kind.__doc__ or "").strip()) for kind in kinds if kind is not errors.EdgekitError)
+    found = sorted((kind.exit_code, _meaning(kind)) for kind in kinds if kind is not errors.EdgekitError)
     return "\n".join(["| code | meaning |", "|---|---|", *(f"| {code} | {text} |" for code, text in found)])
+
+
+def _meaning(kind: type[errors.EdgekitError]) -> str:
+    """The first paragraph of its docstring; docs/errors.md has the remedy too."""
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n", maxsplit=1)[0].split())
 
 
 def replace(path: Path, mark: str, text: str) -> None:

@@ -51,7 +51,7 @@ def divergence(engine: TorchEngine, sequences: list[Ids], originals: list[F32]) 
 def rows(checkpoint: Checkpoint, text: Path | None, options: Options) -> Iterator[str]:
     """Lines of the Markdown table."""
     engine, tokenizer, bars = TorchEngine(checkpoint.root), load_tokenizer(checkpoint.root), Bars()
-    texts = make_texts(engine, tokenizer, options, bars)
+    texts = make_texts(lambda: engine, tokenizer, options, bars)
     importance = calibrate(engine, checkpoint, texts, bars)
     evaluation: dict[str, list[Ids]] = {"the model's own text": list(texts.evaluation.sequences)}
     if text:
