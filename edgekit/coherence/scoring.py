@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from edgekit.coherence.distribution import F32, F64, I32, Ids, chunks, log_softmax
+from edgekit.coherence.distribution import F32, F64, I32, Ids, chunks
 from edgekit.coherence.engine_calls import checked_logits
 from edgekit.coherence.intervals import paired_difference, wilson
 from edgekit.coherence.ragged import Ragged
@@ -121,25 +121,33 @@ def option_logp(engine: Engine, questions: Questions, answered: Callable[[int], 
     """
     lists, sums = questions.options.lists(), np.empty(len(questions.options), np.float64)
     for index, where in enumerate(questions.slices()):
-        first, rows = int(questions.starts[index]), dict[bytes, F32]()
+        first, rows = int(questions.starts[index]), dict[bytes, tuple[F32, F64]]()
         for option in range(where.start, where.stop):
             before = lists[option][:-1]
             key = before.tobytes()
             if key not in rows:
-                rows[key] = checked_logits(engine, before, f"item {questions.names[index]}")[first - 1 :]
-            sums[option] = _sum(rows[key], lists[option][first:])
+                logits = checked_logits(engine, before, f"item {questions.names[index]}")[first - 1 :]
+                rows[key] = logits, _normalizers(logits)
+            sums[option] = _sum(*rows[key], lists[option][first:])
         if answered:
             answered(index)
     return np.maximum(sums, _LOWEST).astype(np.float32)
 
 
-def _sum(logits: F32, ids: Ids) -> float:
+def _normalizers(logits: F32) -> F64:
+    """Logarithm of the summed exponentials of each row of logits (T, V)."""
+    largest = logits.max(axis=1)
+    found = np.empty(len(logits), np.float64)
+    for where in chunks(len(logits), logits.shape[1]):
+        shifted = np.exp(logits[where] - largest[where, None])  # float32 is exact to 1e-7 of a sum near 1
+        found[where] = np.log(shifted.sum(axis=1, dtype=np.float64)) + largest[where]
+    return found
+
+
+def _sum(logits: F32, normalizers: F64, ids: Ids) -> float:
     """Log-probability of `ids` (T,) by logits (T, V), row t predicting id t."""
-    total = 0.0
-    for where in chunks(len(ids), logits.shape[1]):
-        logp: F64 = np.take_along_axis(log_softmax(logits[where]), ids[where, None], axis=1)
-        total += float(logp.sum())
-    return min(0.0, total)
+    chosen = np.take_along_axis(logits, ids[:, None], axis=1)[:, 0].astype(np.float64)
+    return min(0.0, float((chosen - normalizers).sum()))
 
 
 def choices(questions: Questions, logp: F32) -> list[int]:
