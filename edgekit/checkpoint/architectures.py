@@ -158,7 +158,7 @@ _DECODER_METADATA = {**_SIZES, **_ROPE}
 
 LLAMA = Family(
     name="llama",
-    hf_architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+    hf_architectures=("LlamaForCausalLM",),
     gguf_arch="llama",
     genai_type="llama",
     tensors=_decoder(
@@ -174,6 +174,14 @@ LLAMA = Family(
     switches=("attention_bias", "mlp_bias"),
 )
 
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    hf_architectures=("MistralForCausalLM",),
+    switches=(),
+    defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+)
+
 QWEN2 = Family(
     name="qwen2",
     hf_architectures=("Qwen2ForCausalLM",),
@@ -181,7 +189,7 @@ QWEN2 = Family(
     genai_type="qwen2",
     tensors=_decoder(_ATTN_NORM, *_NEOX_QKV, *map(_bias, _NEOX_QKV), _ATTN_OUTPUT, _FFN_NORM, *_MLP),
     gguf_metadata=_DECODER_METADATA,
-    defaults={"use_sliding_window": False},
+    defaults={"use_sliding_window": False, "num_key_value_heads": 32, "max_position_embeddings": 32768},
 )
 
 QWEN3 = Family(
@@ -191,7 +199,12 @@ QWEN3 = Family(
     genai_type="qwen3",
     tensors=_decoder(_ATTN_NORM, *_NEOX_QKV, *_QK_NORMS, _ATTN_OUTPUT, _FFN_NORM, *_MLP),
     gguf_metadata=_DECODER_METADATA,
-    defaults={"use_sliding_window": False, "head_dim": 128},
+    defaults={
+        "use_sliding_window": False,
+        "head_dim": 128,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    },
 )
 
 SMOLLM3 = Family(
@@ -201,7 +214,13 @@ SMOLLM3 = Family(
     genai_type="smollm3",
     tensors=_decoder(_ATTN_NORM, *_QKV, _ATTN_OUTPUT, _FFN_NORM, *_MLP),
     gguf_metadata=_DECODER_METADATA,
-    defaults={"use_sliding_window": False, "rope_theta": 2000000.0},
+    defaults={
+        "use_sliding_window": False,
+        "rope_theta": 2000000.0,
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+    },
     no_rope_interval=4,
 )
 
@@ -291,7 +310,7 @@ GPT2 = Family(
     base_prefix="transformer.",
 )  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA3, GPT2)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA3, GPT2)
 
 
 def supported() -> list[str]:

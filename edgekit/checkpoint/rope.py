@@ -164,6 +164,8 @@ def _yarn(parameters: Mapping[str, Any]) -> Yarn:
                 remedy="this variant of rotary scaling is not supported yet",
             )
     usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        usual = 1.0  # transformers divides the one's factor by the other's, and both are 1 here
     return Yarn(factor, _original_context(parameters), real(parameters, "attention_factor", usual))
 
 
@@ -171,12 +173,18 @@ def _original_context(parameters: Mapping[str, Any]) -> int:
     return whole(parameters, "original_max_position_embeddings", _MOST_CONTEXT)
 
 
+def _named(scaling: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An old `rope_scaling` with its kind under the newer key, so that it is not hidden by a newer object's."""
+    kind = scaling.get("rope_type") or scaling.get("type")
+    return {**scaling, "rope_type": kind} if kind else {k: v for k, v in scaling.items() if k != "rope_type"}
+
+
 def global_and_local(config: Mapping[str, Any], family: Family) -> tuple[Rope, Rope | None]:
     """The rotary positions of full attention and of layers with a sliding window, where the family tells them apart.
 
     Before transformers 5 config.json keeps theta, scaling and the local theta side by side; since then nested.
     """
-    parameters, scaling = table(config, "rope_parameters"), table(config, "rope_scaling")
+    parameters, scaling = table(config, "rope_parameters"), _named(table(config, "rope_scaling"))
     usual = family.defaults.get("rope_theta", 10000.0)
     theta = real(config, "rope_theta", float(str(usual)))
     if family.local_theta is None:

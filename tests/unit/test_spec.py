@@ -222,3 +222,40 @@ def test_gpt2_has_its_own_names() -> None:
     shapes = {tensor.hf: (tensor.shape, tensor.stored_shape) for tensor in found.tensors}
     assert shapes["transformer.h.1.attn.c_attn.weight"] == ((192, 64), (64, 192))
     assert shapes["transformer.wpe.weight"][0] == (128, 64)
+
+
+def test_what_a_family_leaves_out_has_the_familys_own_default() -> None:
+    """As transformers' configuration classes have it."""
+    bare = {key: value for key, value in tiny.config_of(Tiny(kv_heads=4)).items() if key != "tie_word_embeddings"}
+    tied = {
+        name: spec_from_config({**bare, "architectures": [name]}).tied for name in supported() if "GPT2" not in name
+    }
+    wanted = {"SmolLM3ForCausalLM": True, "LlamaForCausalLM": False, "Qwen2ForCausalLM": False}
+    assert {name: tied[name] for name in wanted} == wanted
+
+
+def test_mistral_has_a_window_unless_it_says_null() -> None:
+    config = tiny.config_of(Tiny(architecture="MistralForCausalLM", context=8192))
+    assert spec_from_config(config).context_length == 8192, "null"
+    del config["sliding_window"]
+    assert spec_from_config(config).context_length == 4096
+
+
+def test_old_scaling_beside_new_parameters() -> None:
+    found = spec(rope_scaling={"type": "linear", "factor": 4.0}, rope_parameters={"rope_type": "default"})
+    assert found.rope.kind == "linear"
+    assert spec(rope_scaling={"type": None}, rope_parameters=YARN).rope.kind == "yarn"
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({}, 1.1386), ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0), ({"mscale": 1.0}, 1.1386),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 1.2}, 1.2),
+    ],
+)  # fmt: skip
+def test_attention_factor_of_yarn(extra: dict[str, Any], expected: float) -> None:
+    """As transformers' `_compute_yarn_parameters`."""
+    scaling = spec(rope_parameters={**YARN, **extra}).rope.scaling
+    assert scaling is not None
+    assert scaling.attention_factor == pytest.approx(expected, abs=1e-4)
