@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from edgekit.coherence.distribution import F32, Ids
-from edgekit.engines.base import Engine, sample
+from edgekit.engines.base import Batching, Engine, sample
 from edgekit.errors import OptionError, ParityError
 
+_BATCH = 1 << 26
+"""Logits of a batch: 256 MiB."""
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); a step is one sequence or one prompt."""
 
@@ -20,7 +22,25 @@ def checked_logits(engine: Engine, ids: Ids, what: str) -> F32:
     Raises:
         ParityError: wrong shape, or NaN or infinity; names the position, counted from 0.
     """
-    logits = np.asarray(engine.logits(ids), np.float32)
+    return _checked(engine, engine.logits(ids), ids, what)
+
+
+def checked_batch(engine: Engine, sequences: Sequence[tuple[Ids, str]]) -> Iterator[F32]:
+    """:func:`checked_logits` of each (ids, what); an engine that can reads its weights once for several."""
+    if not isinstance(engine, Batching):
+        for ids, what in sequences:
+            yield checked_logits(engine, ids, what)
+        return
+    longest = max((len(ids) for ids, _ in sequences), default=1)
+    size = max(1, _BATCH // (longest * engine.vocab_size))
+    for begin in range(0, len(sequences), size):
+        group = sequences[begin : begin + size]
+        for (ids, what), logits in zip(group, engine.logits_batch([ids for ids, _ in group]), strict=True):
+            yield _checked(engine, logits, ids, what)
+
+
+def _checked(engine: Engine, logits: F32, ids: Ids, what: str) -> F32:
+    logits = np.asarray(logits, np.float32)
     if logits.shape != (len(ids), engine.vocab_size):
         raise ParityError(
             f"{engine.name} returned logits of shape {logits.shape} for {what}",

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from edgekit.coherence.distribution import F32, F64, I32, Ids, chunks
-from edgekit.coherence.engine_calls import checked_logits
+from edgekit.coherence.engine_calls import checked_batch
 from edgekit.coherence.intervals import paired_difference, wilson
 from edgekit.coherence.ragged import Ragged
 from edgekit.engines.base import Engine
@@ -120,18 +120,25 @@ def option_logp(engine: Engine, questions: Questions, answered: Callable[[int], 
         ParityError: NaN, infinity or a wrong shape; names the item and the position.
     """
     lists, sums = questions.options.lists(), np.empty(len(questions.options), np.float64)
+    asked = [_prefixes(lists[where]) for where in questions.slices()]
+    names = [f"item {name}" for name in questions.names]
+    calls = [(ids, name) for prefixes, name in zip(asked, names, strict=True) for ids in prefixes.values()]
+    answers = checked_batch(engine, calls)
     for index, where in enumerate(questions.slices()):
-        first, rows = int(questions.starts[index]), dict[bytes, tuple[F32, F64]]()
+        first = int(questions.starts[index])
+        rows = {key: next(answers)[first - 1 :] for key in asked[index]}
+        normalizers = {key: _normalizers(logits) for key, logits in rows.items()}
         for option in range(where.start, where.stop):
-            before = lists[option][:-1]
-            key = before.tobytes()
-            if key not in rows:
-                logits = checked_logits(engine, before, f"item {questions.names[index]}")[first - 1 :]
-                rows[key] = logits, _normalizers(logits)
-            sums[option] = _sum(*rows[key], lists[option][first:])
+            key = lists[option][:-1].tobytes()
+            sums[option] = _sum(rows[key], normalizers[key], lists[option][first:])
         if answered:
             answered(index)
     return np.maximum(sums, _LOWEST).astype(np.float32)
+
+
+def _prefixes(options: Sequence[Ids]) -> dict[bytes, Ids]:
+    """What an engine must read to judge the options; each once."""
+    return {ids[:-1].tobytes(): ids[:-1] for ids in options}
 
 
 def _normalizers(logits: F32) -> F64:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model's memory."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """An engine that reads its weights once for several sequences."""
+
+    def logits_batch(self, sequences: Sequence[Ids]) -> list[F32]:
+        """:meth:`Engine.logits` of each sequence."""
 
 
 def greedy(engine: Engine, prompt: Ids, limit: int, stop: frozenset[int]) -> Iterator[int]:

@@ -74,6 +74,16 @@ class TorchEngine:
         return out
 
     @torch.inference_mode()
+    def logits_batch(self, sequences: Sequence[Ids]) -> list[F32]:
+        """See Batching.logits_batch; shorter sequences are padded at their end, which nothing before it sees."""
+        lengths = [len(ids) for ids in sequences]
+        ids = torch.zeros((len(sequences), max(lengths)), dtype=torch.long)
+        for row, own in zip(ids, sequences, strict=True):
+            row[: len(own)] = torch.as_tensor(own)
+        out = self._model(ids, use_cache=False).logits.float().numpy()
+        return [rows[:length] for rows, length in zip(out, lengths, strict=True)]
+
+    @torch.inference_mode()
     def start(self, ids: Ids) -> F32:
         """See Engine.start."""
         self._cache = None

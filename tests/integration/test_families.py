@@ -110,6 +110,16 @@ def test_logits_have_structure(name: str, original: Originals) -> None:
 
 
 @ALL_FAMILIES
+def test_a_batch_says_what_single_sequences_say(name: str, original: Originals) -> None:
+    made = original(name)
+    sequences = [made.sequences[0][:count] for count in (40, 7, 23)]
+    together = made.engine.logits_batch(sequences)
+    for ids, rows in zip(sequences, together, strict=True):
+        assert rows.shape == (len(ids), tiny_families.VOCAB)
+        assert kl_full(made.engine.logits(ids), rows).max() < 1e-8
+
+
+@ALL_FAMILIES
 @ALL_FORMATS
 @pytest.mark.parametrize("bits", [8, 4, 3])
 def test_parity(name: str, container: Container, bits: int, original: Originals, tmp_path: Path) -> None:
