@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from edgekit.hashes import FOLDER as HASHES
 STAGES = "stages"
 CONVERSIONS = ("demo", "gguf", "lora")
 """Folders of models that were converted into checkpoints, one folder a model."""
+ENVIRONMENTS = "envs"
+"""Python environments of other people's exporters, one folder each; the bound does not count them."""
 DEFAULT_BOUND = 20_000_000_000
 RECENT = 24 * 3600.0
 """Seconds that a conversion is spared for when a build makes room: another command may be reading it, unlocked."""
@@ -64,7 +67,7 @@ class Entry:
     """One thing in the cache that can be removed by itself."""
 
     kind: str
-    """The stage's name, or the folder of a conversion."""
+    """The stage's name, or the folder of a conversion or an environment."""
     what: str
     path: Path
     nbytes: int
@@ -75,7 +78,7 @@ class Entry:
     whole: bool = True
     """False: its label is missing or wrong, so it will never be used."""
     is_stage: bool = False
-    """Whether it is a stage's result; otherwise a conversion or the remembered checksums."""
+    """Whether it is a stage's result; otherwise a conversion, an environment or the remembered checksums."""
 
 
 # -- files and checksums
@@ -106,7 +109,7 @@ def place_of(root: Path, stage: str, key: str) -> Path:
 
 
 def lock_of(place: Path) -> Path:
-    """The file that is locked while an entry is made (exclusively) or used (shared)."""
+    """The file that is locked while an entry is made (exclusively) or a stage's result is used (shared)."""
     return place.with_name(f".{place.name}.lock")
 
 
@@ -164,8 +167,8 @@ def mark_used(path: Path) -> None:
 
 @contextmanager
 def using(folder: Path) -> Iterator[None]:
-    """While this is held nobody removes `folder`, if it is a conversion in the cache."""
-    if folder.parent.parent != cache_dir() or folder.parent.name not in CONVERSIONS:
+    """While this is held nobody removes `folder`, if it is a conversion or an environment in the cache."""
+    if folder.parent.parent != cache_dir() or folder.parent.name not in (*CONVERSIONS, ENVIRONMENTS):
         yield
         return
     lock = None
@@ -180,9 +183,18 @@ def using(folder: Path) -> Iterator[None]:
 
 def entries(root: Path) -> list[Entry]:
     """Everything that edgekit put there, least recently used first; what it does not know is left out."""
-    found = [*_stage_entries(root), *_conversions(root)]
+    return _by_use([*bounded_entries(root), *_folder_entries(root, (ENVIRONMENTS,))])
+
+
+def bounded_entries(root: Path) -> list[Entry]:
+    """As :func:`entries`, without environments: what the cache's bound counts."""
+    found = [*_stage_entries(root), *_folder_entries(root, CONVERSIONS)]
     if (root / HASHES).is_dir():
         found.append(_folder_entry(HASHES, "checksums of input files", root / HASHES))
+    return _by_use(found)
+
+
+def _by_use(found: Sequence[Entry]) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.whole, entry.used))
 
 
@@ -204,8 +216,8 @@ def _stage_entry(stage: str, place: Path) -> Entry:
     return Entry(stage, label.what, place, label.nbytes, label.created, used, is_stage=True)
 
 
-def _conversions(root: Path) -> Iterator[Entry]:
-    for kind in CONVERSIONS:
+def _folder_entries(root: Path, kinds: Sequence[str]) -> Iterator[Entry]:
+    for kind in kinds:
         for place in _folders(root / kind):
             if not place.name.startswith("."):
                 with suppress(FileNotFoundError):
@@ -241,27 +253,31 @@ def remove(root: Path, entry: Entry) -> bool:
         OSError: the cache cannot be written.
     """
     with _removing(root):
-        lock_file = lock_of(entry.path) if entry.is_stage else entry.path
+        making = using = None
         try:
-            lock = locks.take(lock_file, wait=False, create=entry.is_stage)
-        except FileNotFoundError:
-            return True
-        if lock is None:
-            return False
-        try:
+            making = locks.take(lock_of(entry.path), wait=False, create=True)
+            using = None if making is None else locks.take(entry.path, wait=False)
+            if using is None:
+                return False
             discard(entry.path)
+        except FileNotFoundError:  # another process removed it
+            return True
         finally:
-            if entry.is_stage:
-                abandon(entry.path, lock)
-            else:
-                locks.release(lock)
+            locks.release(using)
+            abandon(entry.path, making)
     return not entry.path.exists()
 
 
 def discard(place: Path) -> None:
-    """Remove a folder whose lock the caller holds; its label first, so that half of it is no entry."""
-    (place / _LABEL).unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
+    """Remove a folder whose lock the caller holds, if it is there.
+
+    It gets a temporary name first: what a killed process leaves of it is no entry, and :func:`tidy` finds it. Raises
+    OSError when it cannot be renamed.
+    """
+    left = place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
+    with suppress(FileNotFoundError):
+        place.rename(left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -290,13 +306,14 @@ def _gate(root: Path, *, shared: bool) -> Iterator[None]:
 def make_room(root: Path, bound: int) -> None:
     """Remove what was used least recently until everything has at most `bound` bytes.
 
-    Entries in use stay, and so do conversions of the last day. Temporary folders of killed processes go too.
+    Entries in use stay, and so do conversions of the last day and environments. Temporary folders of killed processes
+    go too.
 
     Raises:
         OSError: the cache cannot be written.
     """
     tidy(root)
-    found = entries(root)
+    found = bounded_entries(root)
     total, now = sum(entry.nbytes for entry in found), time.time()
     for entry in found:
         if total <= bound:
@@ -307,9 +324,10 @@ def make_room(root: Path, bound: int) -> None:
 
 def tidy(root: Path) -> None:
     """Remove temporary folders and locks that killed processes left in the cache."""
-    folders = [*(root / kind for kind in CONVERSIONS), *_folders(root / STAGES)]
+    folders = [*(root / kind for kind in (*CONVERSIONS, ENVIRONMENTS)), *_folders(root / STAGES)]
     for folder in (*folders, root / HASHES):
         sweep(folder)
+    sweep(root, HASHES)
     for folder in folders:
         for path in folder.glob(".*.lock"):
             place = path.with_name(path.name[1:-5])

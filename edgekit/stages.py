@@ -148,10 +148,8 @@ class Stages:
             if found is not None:
                 return found, None
             if (own := locks.take(cache.lock_of(place), wait=False, create=True)) is not None:
-                if cache.label_at(place) in (None, damaged):
-                    cache.discard(place)
+                if _cleared(place, damaged, own):
                     return None, own
-                locks.release(own)  # somebody made it just now
             elif damaged is not None:
                 break  # and in use by others, who found it whole
             else:
@@ -197,26 +195,43 @@ class Stages:
         label = cache.Label(stage=stage.name, what=self._what, created=time.time(), files=files)
         place = self._place(self._root, stage)
         try:
-            if self._store(self._root, work, place, label, lock):
-                made = Made(cache.files_of(place), made.digest, True)
+            stored = self._store(self._root, work, place, label, lock)
         except (OSError, OutputError, UnicodeEncodeError) as error:
             self._give_up(error)
+            stored = None
+        if stored is None:  # whoever waits for it need not wait for the rest of this build
+            cache.abandon(place, lock)
+            return made
         self._used.append(lock)
-        return made
+        return stored
 
-    def _store(self, root: Path, work: Path, place: Path, label: cache.Label, lock: int) -> bool:
+    def _store(self, root: Path, work: Path, place: Path, label: cache.Label, lock: int) -> Made | None:
+        """The result where it lies now, with its lock shared; None when it is too large for the cache."""
         if label.nbytes > self._bound:
-            return False
+            return None
         cache.make_room(root, self._bound - label.nbytes)
         with cache.storing(root):
             moved = cache.put(work, place, label)
             locks.share(lock)
-        return moved
+        return Made(cache.files_of(place if moved else work), cache.digest(label.files), moved)
 
     def _give_up(self, error: Exception) -> None:
         self._root = None
         reason = error.found if isinstance(error, OutputError) else str(error)
         self._progress.note(f"the cache cannot be used ({reason}); this build goes on without it")
+
+
+def _cleared(place: Path, damaged: cache.Label | None, own: int) -> bool:
+    """Whether nothing or only what is damaged was at `place`, now removed; otherwise the lock `own` is given back."""
+    try:
+        if cache.label_at(place) in (None, damaged):
+            cache.discard(place)
+            return True
+    except BaseException:
+        locks.release(own)
+        raise
+    locks.release(own)  # somebody made it just now
+    return False
 
 
 def code_digest(package: Path = _PACKAGE) -> str:

@@ -7,6 +7,7 @@ result stay out.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from edgekit.export.artefacts import Built
 from edgekit.export.foreign import Foreign
 from edgekit.files import copy_tree, sha256
 from edgekit.hashes import remembered_sha256
+from edgekit.machine import cores
 from edgekit.options import Container, Options
 from edgekit.original import Original, Texts, calibrate, make_texts, seal, versions
 from edgekit.progress import Progress
@@ -87,16 +89,21 @@ def surroundings(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     return {
         "model": model_digests(checkpoint), "name": checkpoint.name, "code": code_digest(), "versions": versions(),
-        "machine": cpu(),
+        "machine": cpu(), "cores": cores(), "threads": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
 
 
 def model_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """File name → SHA-256 of everything in the model's folder that a library may read."""
+    """File name (what is not UTF-8, escaped) → SHA-256 of all in the model's folder that a library may read."""
     patterns = ("*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja")
     small = {path for pattern in patterns for path in checkpoint.root.glob(pattern) if path.is_file()}
-    found = {path.relative_to(checkpoint.root).as_posix(): remembered_sha256(path) for path in sorted(small)}
+    found = {_as_text(path.relative_to(checkpoint.root)): remembered_sha256(path) for path in sorted(small)}
     return {**found, "weights": checkpoint.sha256}
+
+
+def _as_text(path: Path) -> str:
+    """The path as JSON can hold it: a file name may be no UTF-8."""
+    return os.fsencode(path).decode("utf8", "backslashreplace")
 
 
 # -- what the full-precision model is asked

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edgekit import locks
+from edgekit import cache, locks
 from edgekit.errors import OutputError
 from edgekit.files import cache_dir, whole_folder
 
@@ -50,7 +50,7 @@ def _whole(folder: Path) -> bool:
 def _lock(folder: Path) -> int | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return locks.take(folder.with_name(f".{folder.name}.lock"), create=True)
+        return locks.take(cache.lock_of(folder), create=True)  # who removes the folder takes it too
     except OSError as error:
         raise OutputError(
             f"cannot write into the cache {folder.parent} ({error.strerror})",

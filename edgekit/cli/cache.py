@@ -21,7 +21,7 @@ _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
 @click.group(name="cache", invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List or clean the results of finished build stages and the converted models."""
+    """List or clean the results of finished build stages, the converted models and the exporters' environments."""
     if context.invoked_subcommand is None:
         context.invoke(list_entries, as_json=False)
 
@@ -50,9 +50,10 @@ def list_entries(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Remove everything that is not in use.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def clean(older_than: str | None, max_size: str | None, everything: bool, dry_run: bool) -> None:
-    """Remove results and converted models; without options, what is damaged or beyond the cache's bound.
+    """Remove results, converted models and environments; without options, what is damaged or beyond the cache's bound.
 
-    What a running build uses stays, and so does everything that edgekit did not put there.
+    The bound does not count environments (envs): they go by an option only. What a running build uses stays, and so
+    does everything that edgekit did not put there.
     """
     from edgekit import cache
     from edgekit.files import cache_dir
@@ -61,10 +62,11 @@ def clean(older_than: str | None, max_size: str | None, everything: bool, dry_ru
         raise OptionError("--all contradicts --older-than and --max-size", remedy="give one of them")
     age = cache.parse_age(older_than, "--older-than") if older_than else None
     size = cache.parse_size(max_size, "--max-size") if max_size else None
-    if age is None and size is None:
-        size = 0 if everything else cache.bound()
     root = cache_dir()
-    found = cache.entries(root)
+    if age is None and size is None and not everything:
+        found, size = cache.bounded_entries(root), cache.bound()
+    else:
+        found = cache.entries(root)
     going = found if everything else cache.chosen(found, older_than=age, max_bytes=size, now=time.time())
     if dry_run:
         _say("would remove", going, [])
@@ -91,6 +93,8 @@ def _show(found: Sequence[Entry], root: Path, bound: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from edgekit.cache import ENVIRONMENTS
+
     if found:
         table = Table("stage", "model")
         for name in ("size", "age", "last used"):
@@ -100,8 +104,10 @@ def _show(found: Sequence[Entry], root: Path, bound: int) -> None:
             times = (_age(now - entry.created), _age(now - entry.used))
             table.add_row(*map(Text, (entry.kind, _printable(entry.what), _size(entry.nbytes), *times)))
         Console().print(table)
-    total = sum(entry.nbytes for entry in found)
-    click.echo(f"{_size(total)} of at most {_size(bound)} in {root}")
+    beside = sum(entry.nbytes for entry in found if entry.kind == ENVIRONMENTS)
+    total = sum(entry.nbytes for entry in found) - beside
+    more = f", and environments of {_size(beside)}, which the bound does not count" if beside else ""
+    click.echo(f"{_size(total)} of at most {_size(bound)} in {root}{more}")
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -26,21 +26,23 @@ def identity(container: Container, options: Options) -> str:
 
     Raises:
         InputNotFoundError: --llama-cpp names no llama.cpp tree.
-        MissingDependencyError, OptionError: optimum's environment is not there.
+        MissingDependencyError, OptionError: optimum's environment is not there, or lacks optimum.
     """
     if container == "gguf":
         return llama_tree.tree_sha256(_tree(options))
-    return f"{optimum_env.interpreter()} {' '.join(optimum_env.requirements())}"
+    return f"{str(optimum_env.interpreter())!a} {_optimum_versions()}"
 
 
 def in_words(container: Container, options: Options) -> str:
     """The converter, for the report's caveats."""
     if container == "gguf":
-        return (
-            f"GGUF: converted by the llama.cpp tree {_tree(options).name} (sha256 {identity(container, options)[:12]})"
-        )
-    versions = ", ".join(optimum_env.requirements()[1:4])
-    return f"ONNX: exported by optimum ({versions}), with a cache that is copied at every token"
+        name = _tree(options).resolve().name
+        return f"GGUF: converted by the llama.cpp tree {name} (sha256 {identity(container, options)[:12]})"
+    return f"ONNX: exported by optimum ({_optimum_versions()}), with a cache that is copied at every token"
+
+
+def _optimum_versions() -> str:
+    return ", ".join(f"{name}=={version}" for name, version in optimum_env.versions().items())
 
 
 def convert(container: Container, checkpoint: Checkpoint, options: Options, folder: Path, progress: Progress) -> None:

@@ -17,6 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edgekit import cache, locks
 from edgekit.checkpoint.checkpoint import read_json
 from edgekit.errors import ConverterError, MissingDependencyError, OptionError
 from edgekit.export.child import complaint
@@ -28,6 +31,16 @@ COMMAND = "python -m edgekit.export.optimum_env"
 TASK = "text-generation-with-past"
 _MODULE = "optimum.exporters.onnx"
 _OPSET = "21"
+_VERSIONS = """
+import importlib.metadata, json
+found = {}
+for name in ("torch", "transformers", "optimum", "optimum-onnx", "onnx"):
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 _NEEDED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 """Nothing that could run: no Python, no pickle."""
 
@@ -41,7 +54,7 @@ def requirements() -> tuple[str, ...]:
 def environment() -> Path:
     """The environment's folder, named after the versions that decide what the exporter writes."""
     pins = dict(line.split("==") for line in requirements())
-    return cache_dir() / "envs" / f"optimum-{pins['optimum']}-transformers-{pins['transformers']}"
+    return cache_dir() / cache.ENVIRONMENTS / f"optimum-{pins['optimum']}-transformers-{pins['transformers']}"
 
 
 def interpreter() -> Path:
@@ -64,8 +77,29 @@ def interpreter() -> Path:
     return python
 
 
+def versions() -> dict[str, str]:
+    """Versions of what decides what the exporter writes, asked of :func:`interpreter`; what it lacks is left out.
+
+    Raises:
+        MissingDependencyError, OptionError: as :func:`interpreter`, or it has no optimum.
+    """
+    python = interpreter()
+    command = [str(python), "-P", "-c", _VERSIONS]
+    quiet = {**os.environ, "PYTHONNOUSERSITE": "1", "PYTHONWARNINGS": "ignore"}
+    try:
+        child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=quiet, check=True)  # noqa: S603
+        found = msgspec.json.decode(child.stdout, type=dict[str, str])
+    except (OSError, subprocess.CalledProcessError, msgspec.MsgspecError, UnicodeDecodeError):
+        found = {}
+    if "optimum" not in found:
+        raise MissingDependencyError(
+            f"{python} has no optimum", remedy=f"install optimum-onnx there, or unset {PYTHON} and run {COMMAND}"
+        )
+    return found
+
+
 def make(torch_index: str = "") -> Path:
-    """Make the environment and return its interpreter; one that is whole is kept.
+    """Make the environment and return its interpreter; one that is whole is kept, another process's is waited for.
 
     Args:
         torch_index: a package index to take torch from; empty: pip's own, whose default torch can be several GB.
@@ -74,13 +108,18 @@ def make(torch_index: str = "") -> Path:
         MissingDependencyError: pip cannot install a package.
     """
     folder = environment()
-    if not (folder / "whole").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        torch, *others = requirements()
-        _install(folder, [torch, *(["--index-url", torch_index] if torch_index else [])])
-        _install(folder, others)
-        (folder / "whole").touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = locks.take(cache.lock_of(folder), create=True)
+    try:
+        if not (folder / "whole").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            venv.create(folder, with_pip=True)
+            torch, *others = requirements()
+            _install(folder, [torch, *(["--index-url", torch_index] if torch_index else [])])
+            _install(folder, others)
+            (folder / "whole").touch()
+    finally:
+        locks.release(lock)
     return folder / "bin" / "python"
 
 
@@ -106,7 +145,10 @@ def export(model: Path, folder: Path) -> Path:
         OutputError: the disk is full.
     """
     python = interpreter()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgekit-optimum-") as scratch:
+    with (
+        cache.using(python.parent.parent),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgekit-optimum-") as scratch,
+    ):
         copy = older_copy(model, Path(scratch) / "model")
         arguments = [
             "--model", str(copy), "--task", TASK, "--opset", _OPSET, "--dtype", "fp32", "--library-name",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import Cli
 
 from edgekit import cache, locks
 from edgekit.cache import FileSum, Label
+from edgekit.checkpoint.cached import cached_folder
 from edgekit.files import sha256
 
 DAY = 86400.0
@@ -175,7 +177,7 @@ def test_what_is_in_use_stays(cli: Cli, root: Path) -> None:
 
 def test_all_leaves_what_it_does_not_know(cli: Cli, root: Path, tmp_path: Path) -> None:
     add(root, "texts", 1)
-    for kind in ("demo", "gguf", "lora"):
+    for kind in ("demo", "gguf", "lora", "envs"):
         convert(root, kind, "model")
     (root / "hashes").mkdir()
     (root / "hashes" / "a.json").write_text("{}")
@@ -205,3 +207,79 @@ def test_temporary_folders_of_killed_builds_go(cli: Cli, root: Path) -> None:
     assert not dead.exists()
     assert alive.exists()
     locks.release(lock)
+
+
+def write_model(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def test_conversion_whose_removal_was_killed_is_made_again(
+    cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(place: Path, **_: object) -> None:
+        (place / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    cached_folder("gguf", "model", "key", write_model)
+    (entry,) = cache.entries(root)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        cache.remove(root, entry)
+    assert cache.entries(root) == []
+    again = cached_folder("gguf", "model", "key", write_model)
+    assert (again / "model.safetensors").read_bytes() == b"weights"
+    cli("cache", "clean")
+    assert [path.name for path in (root / "gguf").iterdir() if path.is_dir()] == [again.name]
+
+
+def test_half_removed_checksums_go(cli: Cli, root: Path) -> None:
+    (root / ".hashes.tmp-abcd1234").mkdir(parents=True)
+    (root / ".mine.tmp-abcd1234").mkdir()
+    cli("cache", "clean")
+    assert sorted(path.name for path in root.iterdir()) == [".mine.tmp-abcd1234"]
+
+
+def test_conversion_that_is_being_made_stays(cli: Cli, root: Path) -> None:
+    """Whoever waits for it is not handed a folder that is being removed."""
+
+    def write(folder: Path) -> None:
+        write_model(folder)
+        convert(root, "gguf", "model-key")  # as a process of an older version made it
+        assert "kept gguf: model-key, in use" in cli("cache", "clean", "--all").out
+
+    assert (cached_folder("gguf", "model", "key", write) / "config.json").exists()
+    cli("cache", "clean", "--all")
+    assert list((root / "gguf").iterdir()) == [], "no lock either"
+
+
+# -- environments
+
+
+def test_environment_is_listed_beside_the_bound(cli: Cli, root: Path) -> None:
+    convert(root, "envs", "optimum-2")
+    convert(root, "gguf", "model")
+    out = cli("cache", "list").out
+    assert "optimum-2" in out
+    assert f"5.0 kB of at most 20.0 GB in {root}, and environments of 5.0 kB, which" in out
+    assert json.loads(cli("cache", "list", "--json").out)["bytes"] == 10_000
+
+
+@pytest.mark.parametrize("arguments", [["--all"], ["--older-than", "30d"], ["--max-size", "1kB"]])
+def test_environment_goes_when_it_is_asked_for(arguments: list[str], cli: Cli, root: Path) -> None:
+    place = convert(root, "envs", "optimum-2", days=40)
+    with cache.using(place):
+        os.utime(place, (0, 0))
+        assert "kept envs: optimum-2, in use" in cli("cache", "clean", *arguments).out
+    cli("cache", "clean", *arguments)
+    assert not place.exists()
+
+
+def test_environment_is_beside_the_bound(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment, small = convert(root, "envs", "optimum-2", days=400), add(root, "texts", 1, days=3)
+    monkeypatch.setenv("EDGEKIT_CACHE_SIZE", "2000")
+    cli("cache", "clean")
+    cache.make_room(root, 2000)
+    assert [environment.exists(), small.exists()] == [True, True]
+    cache.make_room(root, 0)
+    assert [environment.exists(), small.exists()] == [True, False]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("optimum.exporters.tasks")
 pytest.importorskip("onnx")
 
-from gguf import GGUFReader
+from gguf import GGUFReader, LlamaFileType
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
+import edgekit
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.foreign import foreign_tensor, is_foreign, open_any, open_foreign
 from edgekit.errors import (
@@ -36,11 +43,14 @@ from edgekit.errors import (
     TokenizerError,
     UnknownArchitectureError,
 )
-from edgekit.export import gguf, optimum_env
+from edgekit.export import gguf, hatches, optimum_env
 from edgekit.export.child import complaint
 from edgekit.export.foreign import match, plan_of, spec_of
 from edgekit.export.foreign_gguf import GgufSource
 from edgekit.export.llama_tree import convert, tree_sha256
+from edgekit.grids import get
+from edgekit.options import Options
+from edgekit.progress import Quiet
 from edgekit.quantize.plan import full_precision_plan
 from edgekit.targets import load
 
@@ -69,6 +79,33 @@ def test_a_granite_is_described_by_its_headers(tmp_path: Path) -> None:
     stored = tiny.weights(like)
     for tensor, array in checkpoint.tensors():
         np.testing.assert_array_equal(array, stored[tensor.hf])
+
+
+def with_tensor(folder: Path, name: str, array: NDArray[Any]) -> Path:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), name: array}, path)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int64])
+def test_a_buffer_is_no_weight(kind: type[np.generic], tmp_path: Path) -> None:
+    folder = tiny.make(tmp_path / "neox", architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox")
+    mask = np.tril(np.ones((1, 1, 8, 8), kind))
+    checkpoint = open_foreign(with_tensor(folder, "gpt_neox.layers.0.attention.bias", mask))
+    assert {tensor.hf for tensor in checkpoint.spec.tensors} == tiny.weights(Tiny()).keys()
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.qweight"])
+def test_quantized_weights_are_refused_though_the_config_is_silent(name: str, tmp_path: Path) -> None:
+    folder = with_tensor(tiny.make(tmp_path / "model", **GRANITE), name, np.ones((96, 64), np.int8))
+    with pytest.raises(BadWeightsError, match=rf"{name} is stored as I8.*full-precision"):
+        open_foreign(folder)
+
+
+def test_a_config_without_a_feed_forward_size(tmp_path: Path) -> None:
+    names = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512, "n_inner": None, "intermediate_size": None}
+    folder = tiny.make(tmp_path / "gptj", architectures=["GPTJForCausalLM"], model_type="gptj", **names)
+    assert open_foreign(folder).spec.ffn_size == 4 * 64
 
 
 def test_a_known_family_stays_known(sound: Path, tmp_path: Path) -> None:
@@ -278,6 +315,25 @@ def test_a_converted_file_is_quantized_tensor_by_tensor(
         np.testing.assert_allclose(floats.read(name), shipped.read(name), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("grid", ["Q4_K", "Q6_K", "Q8_0"])
+def test_the_label_of_the_type_is_that_of_our_own_exporter(grid: str, tmp_path: Path) -> None:
+    checkpoint, path = open_checkpoint(tiny.make(tmp_path / "model", Tiny(hidden=256, ffn=256))), tmp_path / "full.gguf"
+    gguf.write_gguf(checkpoint, full_precision_plan(checkpoint.spec, "gguf"), path)
+    source = GgufSource(path)
+    plan = plan_of(source, spec_of(source, checkpoint, {}), load("rpi5"), 8)
+    entries = [
+        replace(entry, grid=grid, nbytes=get(grid).nbytes((entry.tensor.shape[0], entry.tensor.shape[1])))
+        if entry.tensor.rule.kind == "linear" and entry.tensor.shape[1] % 256 == 0
+        else entry
+        for entry in plan.entries
+    ]
+    plan = replace(plan, entries=tuple(entries))
+    source.write(plan, tmp_path / "out.gguf", {}, nothing)
+    label = LlamaFileType(GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents())
+    names = {"Q4_K": "MOSTLY_Q4_K_S", "Q6_K": "MOSTLY_Q6_K", "Q8_0": "MOSTLY_Q8_0"}
+    assert (plan.main_grid, label.name) == (grid, names[grid])
+
+
 def test_an_altered_scale_is_caught(converted: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     checkpoint, path = converted
     source, out = GgufSource(path), tmp_path / "out.gguf"
@@ -340,6 +396,67 @@ def test_without_the_environment_the_command_is_named(tmp_path: Path, monkeypatc
         optimum_env.interpreter()
     (optimum_env.environment() / "whole").touch()
     assert optimum_env.interpreter() == half / "python"
+
+
+def test_two_at_once_make_one_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second neither removes what the first is installing into nor makes it again."""
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    begun: list[Path] = []
+    both = threading.Event()
+
+    def create(folder: Path, **_: object) -> None:
+        folder.mkdir(parents=True)
+        begun.append(folder)
+        if len(begun) == 2:
+            both.set()
+        both.wait(0.3)
+
+    monkeypatch.setattr("venv.create", create)
+    monkeypatch.setattr(optimum_env, "_install", lambda *_: None)
+    with ThreadPoolExecutor(2) as pool:
+        made = [future.result() for future in [pool.submit(optimum_env.make) for _ in range(2)]]
+    assert begun == [optimum_env.environment()]
+    assert made == [optimum_env.environment() / "bin" / "python"] * 2
+    assert (optimum_env.environment() / "whole").is_file()
+
+
+def environment_with(folder: Path, **versions: str) -> Path:
+    """An interpreter whose installed packages claim these versions."""
+    for name, version in versions.items():
+        info = folder / "site" / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder}/site exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_the_versions_that_run_are_those_in_key_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, seen = Options(formats=("onnx",), exporter="optimum"), set()
+    for version in ("9.1", "9.2"):
+        shutil.rmtree(tmp_path / "env", ignore_errors=True)
+        python = environment_with(tmp_path / "env", optimum=version, optimum_onnx="7.7", torch="5.0")
+        monkeypatch.setenv(optimum_env.PYTHON, str(python))
+        seen.add(hatches.identity("onnx", options))
+        words = hatches.in_words("onnx", options)
+        assert f"(torch==5.0, optimum=={version}, optimum-onnx==7.7)" in words, "and no pin of ours"
+    assert len(seen) == 2, "an environment that was upgraded in place is another one"
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo '{'", "echo '[]'", "printf '\\377'", "echo '{}'"])
+def test_an_interpreter_without_optimum(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setenv(optimum_env.PYTHON, str(python))
+    with pytest.raises(MissingDependencyError, match="has no optimum"):
+        optimum_env.versions()
+
+
+def test_a_tree_that_is_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree(tmp_path / "my-tree", ""))
+    assert "the llama.cpp tree my-tree (" in hatches.in_words("gguf", Options(llama_cpp=Path()))
 
 
 def test_an_interpreter_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,6 +551,30 @@ def test_a_format_that_nobody_makes(cli: Cli, tmp_path: Path) -> None:
     folder, there = tiny.make(tmp_path / "model", **GRANITE), tree(tmp_path / "tree", "")
     asked = ("--format", "gguf", "--format", "onnx")
     cli("build", folder, "--llama-cpp", there, *asked).refused(15, "GraniteForCausalLM", "--exporter optimum")
+
+
+class Listener(Quiet):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+def test_what_is_left_out_unasked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    folder = tiny.make(tmp_path / "model", **GRANITE)
+    there, listener = tree(tmp_path / "tree", "sys.exit('far enough')"), Listener()
+    with pytest.raises(ConverterError, match="far enough"):
+        edgekit.build(folder, output=tmp_path / "out", options=Options(llama_cpp=there), progress=listener)
+    assert [note for note in listener.notes if "left out" in note] == [
+        "ONNX is left out: edgekit cannot export 'GraniteForCausalLM' by itself, see docs/escape-hatches.md"
+    ]
+    asked = Options(llama_cpp=there, asked=True)
+    with pytest.raises(UnknownArchitectureError, match="--exporter optimum"):
+        edgekit.build(folder, output=tmp_path / "out", options=asked, progress=Quiet())
 
 
 def test_a_failed_conversion_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,17 @@ def test_a_folder_without_sizes(config: str, tmp_path: Path) -> None:
         open_engine("onnx", path)
 
 
+@pytest.mark.parametrize("size", ["1e999", "-96", "0", "1e15"])
+@pytest.mark.parametrize("key", ["vocab_size", "context_length"])
+def test_a_size_that_no_model_has(key: str, size: str, tmp_path: Path) -> None:
+    path = toy.write(tmp_path / "toy")
+    other = {"vocab_size": "context_length", "context_length": "vocab_size"}[key]
+    config = f'{{"model": {{"{key}": {size}, "{other}": 64}}, "search": {{"past_present_share_buffer": false}}}}'
+    path.with_name("genai_config.json").write_text(config)
+    with pytest.raises(FileFormatError, match="does not describe a decoder"):
+        open_engine("onnx", path)
+
+
 def test_a_graph_without_a_cache_is_no_decoder(tmp_path: Path) -> None:
     path = toy.write(tmp_path / "toy")
     model = onnx.load(str(path))

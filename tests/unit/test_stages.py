@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from edgekit import cache, locks
+from edgekit import cache, locks, steps
+from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.errors import OptionError, OutputError
 from edgekit.files import whole_folder
 from edgekit.hashes import FOLDER, remembered_sha256
@@ -315,6 +318,80 @@ def test_full_disk_of_the_output_is_an_error(small_disk: Path, root: Path) -> No
     with pytest.raises(OutputError, match="no space left"), whole_folder(small_disk / "out"):
         builder.run(content=b"x" * (1 << 20))
     assert cache.entries(root) == []
+
+
+def is_free(root: Path, stages: Stages, stage: Stage) -> bool:
+    """Whether nobody holds the stage's lock exclusively."""
+    place = cache.place_of(root, stage.name, stages.key(stage))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = locks.take(cache.lock_of(place), shared=True, wait=False, create=True)
+    locks.release(lock)
+    return lock is not None
+
+
+@pytest.mark.parametrize("why", ["too large", "not written", "no text"])
+def test_result_that_is_not_stored_keeps_nobody_waiting(
+    why: str, builder: Builder, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if why == "too large":
+        builder.bound = 0
+    if why == "not written":
+        monkeypatch.setattr(cache, "put", refuse)
+    stages, stage = builder.stages(), Stage("text", "stage text", INPUTS)
+    made = stages.run(stage, writes(os.fsdecode(b"\xff") if why == "no text" else "a"))
+    assert not made.cached
+    assert len(list(made.folder.iterdir())) == 1
+    assert is_free(root, stages, stage), "although the build goes on"
+    stages.close()
+
+
+def test_stored_result_is_shared_until_the_build_ends(builder: Builder, root: Path) -> None:
+    stages, stage = builder.stages(), Stage("text", "stage text", INPUTS)
+    assert stages.run(stage, writes("a")).cached
+    assert is_free(root, stages, stage)
+    assert not cache.remove(root, entry_of(root)), "in use"
+    stages.close()
+    assert cache.remove(root, entry_of(root))
+
+
+def test_damaged_entry_that_cannot_be_removed_keeps_nobody_waiting(
+    builder: Builder, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    builder.run()
+    damage_byte(entry_of(root).path)
+    monkeypatch.setattr(cache, "discard", refuse)
+    stages, stage = builder.stages(), Stage("text", "stage text", INPUTS)
+    assert not stages.run(stage, writes("a")).cached
+    assert is_free(root, stages, stage)
+
+
+# -- what every stage depends on
+
+
+def test_model_with_a_file_name_that_is_no_text_has_a_key(sound: Path, builder: Builder, tmp_path: Path) -> None:
+    model = shutil.copytree(sound, tmp_path / "model")
+    before = steps.surroundings(open_checkpoint(model))
+    (model / os.fsdecode(b"notes\xff.txt")).write_text("x")
+    after = steps.surroundings(open_checkpoint(model))
+    stage = Stage("text", "stage text", {})
+    assert builder.stages(**before).key(stage) != builder.stages(**after).key(stage)
+
+
+def test_number_of_threads_counts(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, seen = open_checkpoint(sound), []
+    for cores, threads in ((2, None), (4, None), (4, "1")):
+        monkeypatch.setattr(steps, "cores", lambda cores=cores: cores)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if threads is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        seen.append(steps.surroundings(checkpoint))
+    assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
 # -- several processes
