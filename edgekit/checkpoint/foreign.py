@@ -21,6 +21,7 @@ from edgekit.errors import CorruptCheckpointError, MissingDependencyError, Unkno
 _TASK = "text-generation"
 _LAYER = re.compile(r"(?:^|[./])(\d+)[./]")
 _MOST_TENSORS = 1 << 20
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def open_foreign(root: Path, *, name: str = "", source: str = "", caveat: str = "") -> Checkpoint:
@@ -146,7 +147,8 @@ def _sizes(root: Path) -> dict[str, int]:
         normal = NormalizedTextConfig(config)
 
     def size(key: str, limit: str, names: Sequence[str], default: int | None = None) -> int:
-        value = next((getattr(normal, name) for name in names if normal.has_attribute(name)), default)
+        given = (getattr(normal, name) for name in names if normal.has_attribute(name))
+        value = next((found for found in given if found is not None), default)
         if type(value) is not int or not 1 <= value <= MOST[limit]:
             raise CorruptCheckpointError(
                 f"config.json gives {key} = {ascii(value)[:40]}", expected=f"a whole number from 1 to {MOST[limit]}"
@@ -155,9 +157,10 @@ def _sizes(root: Path) -> dict[str, int]:
 
     hidden = size("hidden size", "hidden_size", ("hidden_size",))
     heads = size("attention heads", "num_attention_heads", ("num_attention_heads",))
+    ffn = ("intermediate_size", "ffn_dim", "n_inner")
     return {
         "hidden_size": hidden,
-        "ffn_size": size("feed-forward size", "intermediate_size", ("intermediate_size", "ffn_dim", "n_inner"), hidden),
+        "ffn_size": size("feed-forward size", "intermediate_size", ffn, 4 * hidden),
         "layers": size("layers", "num_hidden_layers", ("num_layers",)),
         "heads": heads,
         "kv_heads": size("key-value heads", "num_key_value_heads", ("num_key_value_heads",), heads),
@@ -168,6 +171,7 @@ def _sizes(root: Path) -> dict[str, int]:
 
 
 def _headers(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor that is, or should be, made of floats."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, tuple[int, ...]] = {}
@@ -175,7 +179,10 @@ def _headers(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(path, framework="np") as stream:
                 for name in stream.keys():  # noqa: SIM118 — not a mapping
-                    found[name] = tuple(stream.get_slice(name).get_shape())
+                    header = stream.get_slice(name)
+                    shape = tuple(header.get_shape())
+                    if header.get_dtype() in _FLOATS or _quantized(name, shape):
+                        found[name] = shape
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpointError(
                 f"{path} cannot be read as safetensors ({error})",
@@ -185,6 +192,11 @@ def _headers(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     if not 0 < len(found) < _MOST_TENSORS:
         raise CorruptCheckpointError(f"{files[0].parent} holds {len(found)} tensors", expected="a model's weights")
     return found
+
+
+def _quantized(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor that is no float holds weights, which open_checkpoint refuses by its type, not a buffer."""
+    return len(shape) == 2 and name.endswith("weight")
 
 
 def _kind(name: str, shape: Sequence[int], vocab: int) -> Kind:

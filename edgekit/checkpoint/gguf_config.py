@@ -29,11 +29,13 @@ _MODEL_TYPES = {"gemma3": "gemma3_text"}
 """`model_type` of families where it is not the family's name."""
 _COPIES = {"gemma3": {"query_pre_attn_scalar": "head_dim"}}
 """Family → key that Hugging Face has and llama.cpp derives → the key it is derived from."""
-_CHANGES = (
-    "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale", "logit_scale",
-    "embedding_scale", "residual_scale", "rope.scale_linear", "attention.temperature_scale",
-)  # fmt: skip
-"""Metadata that would change the computation in a way no family's table describes."""
+_CHANGES: Mapping[str, tuple[int, ...]] = {
+    "expert_count": (0,), "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "attention.scale": (0,),
+    "logit_scale": (0, 1), "embedding_scale": (0, 1), "residual_scale": (0, 1), "rope.scale_linear": (0, 1),
+    "attention.temperature_scale": (0,),
+}  # fmt: skip
+"""Metadata that would change the computation in a way no family's table describes → values with which it does not: 0,
+which llama.cpp takes for unset, and 1 for a factor."""
 _ATTENTION_FACTORS = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor")
 """llama.cpp multiplies by both."""
 _REMEDY = "use the Hugging Face checkpoint that it was made from"
@@ -93,8 +95,8 @@ def short_float(value: float) -> float:
 
 
 def _refuse_variants(family: Family, facts: Metadata) -> None:
-    for key in _CHANGES:
-        if facts.get(key) not in (None, 0, 1):
+    for key, neutral in _CHANGES.items():
+        if facts.get(key) not in (None, *neutral):
             raise UnknownArchitectureError(
                 f"the GGUF file sets {family.gguf_arch}.{key} = {ascii(facts[key])[:40]}",
                 expected="this family's usual computation",

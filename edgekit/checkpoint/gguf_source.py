@@ -23,7 +23,7 @@ from edgekit.hashes import remembered_sha256
 from edgekit.progress import Advance, Progress, Quiet, counter
 
 F32 = NDArray[np.float32]
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the conversion changes, so that an old folder in the cache is not taken for a new one."""
 _PIECE = 4 << 20
 """Weights that are in memory at once, where a tensor can be cut into rows."""
@@ -91,22 +91,19 @@ def gguf_checkpoint(path: Path, *, progress: Progress = _QUIET) -> Checkpoint:
     return open_checkpoint(folder, name=path.stem, source=f"{source}, dequantized from {types}", caveat=caveat)
 
 
-def gguf_folder(
-    path: Path, *, kind: str = "gguf", name: str = "", form: int = _FORMAT, progress: Progress = _QUIET
-) -> Path:
+def gguf_folder(path: Path, *, kind: str = "gguf", name: str = "", progress: Progress = _QUIET) -> Path:
     """The Hugging Face folder of a GGUF file, converted once into the cache; memory is a few pieces of a tensor.
 
     Args:
         path: of the file.
         kind: the cache's folder for it.
         name: for people; the file's by default.
-        form: version of the conversion.
         progress: shows it.
 
     Raises:
         See :func:`read_gguf` and :func:`convert`.
     """
-    key = f"{remembered_sha256(path)[:12]}-v{form}"
+    key = f"{remembered_sha256(path)[:24]}-v{_FORMAT}"
 
     def write(fresh: Path) -> None:
         model = read_gguf(path)

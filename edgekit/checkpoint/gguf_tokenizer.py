@@ -17,6 +17,10 @@ from edgekit.errors import TokenizerError
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
 _SPACE = "▁"
+_LONGEST = 1024
+"""Characters of a token: above any vocabulary's; looking for its merges takes the square of them."""
+_MOST_MERGES = 1 << 22
+"""Eight times those of a vocabulary of 262,144 tokens; a file made to have more could take all memory."""
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -115,6 +119,8 @@ def _vocabulary(metadata: Mapping[str, Any], rows: int) -> _Vocabulary:
         raise _broken(f"it has {len(tokens)} tokens, the embedding has {rows} rows")
     if len(set(tokens)) != len(tokens):
         raise _broken("a token is there twice")
+    if (longest := max(map(len, tokens))) > _LONGEST:
+        raise _broken(f"a token has {longest} characters, more than {_LONGEST}")
     special = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -194,9 +200,11 @@ def _merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, 
     """
     found = []
     for token, index in ids.items():
-        cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
+        cuts = ((token[:at], token[at:]) for at in range(1, len(token)))
         pairs = sorted((ids[left], ids[right]) for left, right in cuts if left in ids and right in ids)
         found += [(-scores[index], index, left, right) for left, right in pairs]
+        if len(found) > _MOST_MERGES:
+            raise _broken(f"more than {_MOST_MERGES} pairs of tokens make a token")
     found.sort()
     names = list(ids)
     return [(names[left], names[right]) for _, _, left, right in found]

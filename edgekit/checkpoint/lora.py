@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.checkpoint.cached import cached_folder
-from edgekit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint, read_json
+from edgekit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, Open, open_checkpoint, read_json
 from edgekit.checkpoint.raw import read_tensor
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.checkpoint.writing import DType, Slot, ordered, stored, write_safetensors
@@ -89,10 +89,18 @@ class Adapter:
         return values
 
 
-def with_lora(base: Checkpoint, folder: Path, *, progress: Progress = _QUIET) -> Checkpoint:
+def with_lora(
+    base: Checkpoint, folder: Path, *, progress: Progress = _QUIET, opened: Open = open_checkpoint
+) -> Checkpoint:
     """The checkpoint `base` with the adapter in `folder` merged in; merged once into the cache.
 
     Merged tensors are stored in float32, all others as they were. A tokenizer in `folder` replaces the base's.
+
+    Args:
+        base: what the adapter was trained on.
+        folder: of the adapter.
+        progress: shows the merging.
+        opened: opens the merged folder; as `base` was opened.
 
     Raises:
         InputNotFoundError: no adapter there.
@@ -114,7 +122,7 @@ def with_lora(base: Checkpoint, folder: Path, *, progress: Progress = _QUIET) ->
 
     merged = cached_folder("lora", f"{base.name}+{label}", f"{key}-v{_FORMAT}", write)
     source = f"{base.source}, merged with the LoRA adapter {label}@{sha[:12]}"
-    return open_checkpoint(merged, name=f"{base.name}-{label}", source=source, caveat=base.caveat)
+    return opened(merged, name=f"{base.name}-{label}", source=source, caveat=base.caveat)
 
 
 def _hash(paths: list[Path]) -> str:
@@ -133,7 +141,7 @@ def read_adapter(folder: Path, spec: Spec) -> Adapter:
     """
     _refuse_missing(folder)
     config = read_json(folder / _CONFIG)
-    _refuse_kinds(folder, config)
+    _refuse_kinds(folder, config, spec)
     shapes = _shapes(folder / _WEIGHTS)
     tensors = {tensor.hf: tensor for tensor in spec.tensors}
     parts: dict[str, dict[str, str]] = {}
@@ -169,7 +177,7 @@ def _refuse_missing(folder: Path) -> None:
     )
 
 
-def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_kinds(folder: Path, config: Mapping[str, Any], spec: Spec) -> None:
     if config.get("peft_type") != "LORA":
         raise UnknownArchitectureError(
             f"{folder} holds an adapter of the kind {str(config.get('peft_type'))[:40]!a}",
@@ -177,6 +185,8 @@ def _refuse_kinds(folder: Path, config: Mapping[str, Any]) -> None:
             remedy="merge it with peft's merge_and_unload() where peft can, and name the merged folder",
         )
     wrong = [key for key, value in config.items() if value and key not in _USED + _HARMLESS]
+    if config.get("fan_in_fan_out") and not spec.family.tensors:  # no table says which weights are transposed
+        wrong.append("fan_in_fan_out")
     initial = config.get("init_lora_weights", True)
     if not isinstance(initial, str | bool | None) or initial not in _INITIAL:
         wrong.append("init_lora_weights")

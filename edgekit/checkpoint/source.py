@@ -35,7 +35,7 @@ def resolve(model: str | None, options: SourceOptions = _PLAIN, *, progress: Pro
         return checkpoint
     from edgekit.checkpoint.lora import with_lora
 
-    return with_lora(checkpoint, options.lora, progress=progress)
+    return with_lora(checkpoint, options.lora, progress=progress, opened=_opener(options))
 
 
 def on_hub(model: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from edgekit.cli.source_options import source_options
 from edgekit.errors import GateError, one_line
@@ -63,8 +64,9 @@ def command(
     from edgekit.progress import Bars
     from edgekit.report.terminal import show
 
+    asked = click.get_current_context().get_parameter_source("formats") is not ParameterSource.DEFAULT
     options = Options(
-        bits=bits, formats=tuple(dict.fromkeys(formats)), strict=strict, force=force, text=text,
+        bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
         calibrate=not no_calibration, calibration_text=calibration_text, seed=seed,
         cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
     )  # fmt: skip

@@ -12,7 +12,9 @@ from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
 from edgekit.machine import cores
 
-_MAX_SIZE = 1 << 31
+_MODEL = {"vocab_size": 1 << 24, "context_length": 1 << 31}
+_DECODER = {"num_hidden_layers": 1024, "num_key_value_heads": 1 << 14, "head_size": 1 << 14}
+"""Keys of genai_config.json → what is far above any model."""
 
 
 def _runtime() -> Any:
@@ -45,8 +47,30 @@ def open_session(path: Path, threads: int) -> Any:
         ) from error
 
 
+def model_sizes(folder: Path, *, decoder: bool = False) -> list[int]:
+    """Vocabulary and context that genai_config.json gives; with `decoder` also layers, key-value heads and head size.
+
+    Raises:
+        FileFormatError: it is no such file, or a size is missing or impossible.
+    """
+    path = folder / "genai_config.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf8"))["model"]
+        found = [(int(model[key]), most) for key, most in _MODEL.items()]
+        if decoder:
+            found += [(int(model["decoder"][key]), most) for key, most in _DECODER.items()]
+        if not all(0 < size <= most for size, most in found):
+            raise ValueError("a size that no model has")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path} does not describe a decoder ({type(error).__name__}: {error})",
+            expected="onnxruntime-genai's format",
+        ) from error
+    return [size for size, _ in found]
+
+
 class OrtEngine:
-    """A decoder with fused attention (GroupQueryAttention), as the onnxruntime-genai builder lays it out.
+    """A decoder with fused attention (GroupQueryAttention), as edgekit.export.onnx_decoder lays it out.
 
     The cache is one buffer per layer and side, (1, kv_heads, context, head_size) float32, which the attention operator
     updates in place because past and present are bound to the same memory.
@@ -55,31 +79,15 @@ class OrtEngine:
     name = "onnxruntime"
 
     def __init__(self, folder: Path, *, threads: int = 0, context: int = 2048, file: str = "model.onnx") -> None:
-        decoder = self._read_config(folder)
+        sizes = model_sizes(folder, decoder=True)
+        self.vocab_size, longest, self._layers, self._kv_heads, self._head_size = sizes
         self._session = open_session(folder / file, threads)
         self._ort = _runtime()
-        self.max_context = min(context, self._context_length)
-        self._layers, self._kv_heads, self._head_size = decoder
+        self.max_context = min(context, longest)
         self._caches = [f"{layer}.{side}" for layer in range(self._layers) for side in ("key", "value")]
         self._cache: dict[str, Any] = {}
         self._decoding: Any = None
         self._length = 0
-
-    def _read_config(self, folder: Path) -> tuple[int, int, int]:
-        path = folder / "genai_config.json"
-        try:
-            model = json.loads(path.read_text(encoding="utf8"))["model"]
-            self.vocab_size, self._context_length = int(model["vocab_size"]), int(model["context_length"])
-            decoder = model["decoder"]
-            sizes = tuple(int(decoder[key]) for key in ("num_hidden_layers", "num_key_value_heads", "head_size"))
-            if not all(0 < size < _MAX_SIZE for size in (self.vocab_size, self._context_length, *sizes)):
-                raise ValueError("a size that no model has")
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise FileFormatError(
-                f"{path} does not describe a decoder ({type(error).__name__}: {error})",
-                expected="onnxruntime-genai's format",
-            ) from error
-        return sizes[0], sizes[1], sizes[2]
 
     def logits(self, ids: Ids) -> F32:
         """See Engine.logits; reads the whole sequence in one run, without the shared cache."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.engines.base import F32, Ids
-from edgekit.engines.ort import open_session
+from edgekit.engines.ort import model_sizes, open_session
 from edgekit.errors import FileFormatError, OptionError
 
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -39,7 +39,7 @@ class ConcatOrtEngine:
 
     def __init__(self, folder: Path, *, threads: int = 0, context: int = 2048, file: str = "model.onnx") -> None:
         path = folder / file
-        self.vocab_size, longest = _sizes(folder / "genai_config.json")
+        self.vocab_size, longest = model_sizes(folder)
         self._session = open_session(path, threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
         inputs = self._session.get_inputs()
@@ -103,18 +103,6 @@ class ConcatOrtEngine:
 
 def _present(past: str) -> str:
     return _PRESENT + past.removeprefix(_PAST)
-
-
-def _sizes(path: Path) -> tuple[int, int]:
-    """Vocabulary and context."""
-    try:
-        model = json.loads(path.read_text(encoding="utf8"))["model"]
-        return int(model["vocab_size"]), int(model["context_length"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path} does not describe a decoder ({type(error).__name__}: {error})",
-            expected="onnxruntime-genai's format",
-        ) from error
 
 
 def _empty(path: Path, item: Any) -> F32:

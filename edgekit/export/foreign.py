@@ -92,7 +92,7 @@ class Foreign:
     spec: Spec
     """As the file lays it out, see :func:`spec_of`."""
     key: str
-    """Hash of what it was converted from and by."""
+    """Hash of the converted files' content."""
     scratch: Path
     """A folder for files that are needed on the way."""
 

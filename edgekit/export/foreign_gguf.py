@@ -108,7 +108,7 @@ class GgufSource:
             return np.asarray(grid.pack(quantized)["data"], np.uint8)
 
         labels = {"requested_bits": str(plan.bits), "effective_bits": f"{plan.effective_bits:.3f}"}
-        self._write(path, [part(entry) for entry in plan.entries], _file_type(plan), labels, tick)
+        self._write(path, [part(entry) for entry in plan.entries], gguf.file_type(plan), labels, tick)
         return planned
 
     def _same(self, name: str, planned: Digests) -> _Part:
@@ -185,8 +185,3 @@ def _kind(name: str, tensor: Any) -> Kind:
         return "norm"
     kinds: dict[str, Kind] = {"token_embd.weight": "embedding", "output.weight": "head"}
     return kinds.get(name, "linear" if name.startswith("blk.") else "norm")
-
-
-def _file_type(plan: Plan) -> int:
-    """llama.cpp's label of the type that most bytes have; its loader reads each tensor's own type."""
-    return int(getattr(LlamaFileType, f"MOSTLY_{plan.main_grid}", LlamaFileType.GUESSED))

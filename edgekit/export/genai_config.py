@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint, read_json
 from edgekit.export.onnx_decoder import positions
 
@@ -36,16 +37,20 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _special_tokens(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Ids that begin, end and fill a text; generation_config.json knows better than config.json."""
+    """Ids that begin, end and fill a text; generation_config.json knows better than config.json.
+
+    Where neither names an end, the tokenizer does.
+    """
     path = checkpoint.root / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
-    found = {}
+    found: dict[str, Any] = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = generation.get(key, checkpoint.config.get(key))
-        if _ids(value):
+        given = (generation.get(key), checkpoint.config.get(key))
+        if (value := next(filter(_ids, given), None)) is not None:
             found[key] = value
-    ends = found.get("eos_token_id", 0)
-    found.setdefault("eos_token_id", 0)
+    if "eos_token_id" not in found:
+        found["eos_token_id"] = sorted(load_tokenizer(checkpoint.root).stop_ids) or 0
+    ends = found["eos_token_id"]
     found.setdefault("pad_token_id", ends[0] if isinstance(ends, list) else ends)  # genai insists on one
     return found
 

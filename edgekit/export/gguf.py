@@ -52,12 +52,12 @@ def _add_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> Non
         if (value := getattr(spec, attribute)) is not None:
             adders[kind](f"{spec.family.gguf_arch}.{key}", value)
     writer.add_quantization_version(2)
-    writer.add_file_type(_file_type(plan))
+    writer.add_file_type(file_type(plan))
     writer.add_string("edgekit.requested_bits", str(plan.bits))
     writer.add_string("edgekit.effective_bits", f"{plan.effective_bits:.3f}")
 
 
-def _file_type(plan: Plan) -> int:
+def file_type(plan: Plan) -> int:
     """llama.cpp's label of the type that most bytes have; only a label, its loader reads each tensor's own type."""
     name = plan.main_grid
     labels = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_S", "Q4_K": "MOSTLY_Q4_K_S", "Q5_K": "MOSTLY_Q5_K_S"}

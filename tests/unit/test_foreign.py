@@ -103,8 +103,15 @@ def test_quantized_weights_are_refused_though_the_config_is_silent(name: str, tm
 
 
 def test_a_config_without_a_feed_forward_size(tmp_path: Path) -> None:
-    names = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512, "n_inner": None, "intermediate_size": None}
-    folder = tiny.make(tmp_path / "gptj", architectures=["GPTJForCausalLM"], model_type="gptj", **names)
+    sizes: dict[str, Any] = {
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 512,
+        "n_inner": None,
+        "intermediate_size": None,
+    }
+    folder = tiny.make(tmp_path / "gptj", architectures=["GPTJForCausalLM"], model_type="gptj", **sizes)
     assert open_foreign(folder).spec.ffn_size == 4 * 64
 
 

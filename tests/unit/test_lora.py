@@ -26,6 +26,7 @@ import transformers
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.checkpoint.source import resolve
 from edgekit.engines.torch import TorchEngine
+from edgekit.errors import UnknownArchitectureError
 from edgekit.options import SourceOptions
 
 pytestmark = [  # of peft, when it makes and saves an adapter
@@ -248,6 +249,24 @@ def test_merged_once_for_the_same_inputs(sound: Path, saved: Path, tmp_path: Pat
     assert merged(sound, saved).root != first.root
     other = tiny.make(tmp_path / "model", Tiny(seed=1))
     assert merged(other, saved).root.name != first.root.name
+
+
+GRANITE: dict[str, Any] = {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
+
+
+def test_a_family_without_a_table_is_opened_again_as_it_was(tmp_path: Path) -> None:
+    base = tiny.make(tmp_path / "granite", **GRANITE)
+    unmerged = adapter(base, tmp_path / "adapter")
+    made = resolve(str(base), SourceOptions(lora=tmp_path / "adapter", any_family=True))
+    np.testing.assert_allclose(logits(made), unmerged, rtol=1e-3, atol=1e-3)
+
+
+def test_transposed_weights_need_a_table(tmp_path: Path) -> None:
+    base = tiny.make(tmp_path / "granite", **GRANITE)
+    adapter(base, tmp_path / "adapter")
+    configure(tmp_path / "adapter", fan_in_fan_out=True)
+    with pytest.raises(UnknownArchitectureError, match="fan_in_fan_out"):
+        resolve(str(base), SourceOptions(lora=tmp_path / "adapter", any_family=True))
 
 
 def test_plan_and_inspect(cli: Cli, sound: Path, saved: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import threading
@@ -22,11 +23,13 @@ from tiny import Tiny
 
 from edgekit.bundle.golden import CORPUS
 from edgekit.bundle.tokenizer import load_tokenizer
+from edgekit.checkpoint import gguf_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edgekit.checkpoint.demo import demo_checkpoint
 from edgekit.checkpoint.gguf_source import convert, gguf_checkpoint, read_gguf
-from edgekit.checkpoint.gguf_tokenizer import SPLITTINGS
+from edgekit.checkpoint.gguf_tokenizer import SPLITTINGS, write_tokenizer
 from edgekit.checkpoint.source import resolve
-from edgekit.errors import BadWeightsError, EdgekitError
+from edgekit.errors import BadWeightsError, EdgekitError, TokenizerError
 from edgekit.export import gguf_vocab
 
 TINY = Tiny()
@@ -115,6 +118,11 @@ def flipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"facts": {"rope.dimension_count": 8}}, CORRUPT, "rope.dimension_count = 8"),
         ({"facts": {"rope.scaling.type": "longrope"}}, UNKNOWN, "longrope"),
         ({"facts": {"expert_count": 8}}, UNKNOWN, "expert_count"),
+        ({"facts": {"final_logit_softcapping": 1.0}}, UNKNOWN, "final_logit_softcapping = 1.0"),
+        ({"facts": {"attn_logit_softcapping": 1.0}}, UNKNOWN, "attn_logit_softcapping = 1.0"),
+        ({"facts": {"attention.scale": 1.0}}, UNKNOWN, "attention.scale = 1.0"),
+        ({"facts": {"attention.temperature_scale": 1.0}}, UNKNOWN, "attention.temperature_scale = 1.0"),
+        ({"facts": {"logit_scale": 2.0}}, UNKNOWN, "logit_scale = 2.0"),
         ({"facts": {"feed_forward_length": 128}}, BAD_WEIGHTS, "ffn_gate"),
         ({"facts": {"vocab_size": 400}}, CORRUPT, "vocab_size = 400"),
         ({"drop": "blk.1.attn_k.weight"}, CORRUPT, "blk.1.attn_k.weight"),
@@ -131,6 +139,7 @@ def flipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"words": {"merges": None}}, TOKENIZER, "merges"),
         ({"words": {"tokens": ["a", "a"], "token_type": [1, 1]}}, TOKENIZER, "twice"),
         ({"words": {"tokens": [str(i) for i in range(400)], "token_type": [1] * 400}}, TOKENIZER, "384 rows"),
+        ({"words": {"tokens": ["a", "b" * 1025], "token_type": [1, 1]}}, TOKENIZER, "1025 characters"),
         ({"words": {"token_type": [1]}}, TOKENIZER, "token_type has 1 entries"),
         ({"words": {"tokens": 7}}, TOKENIZER, "no list of str"),
         ({"made": Tiny(tokenizer="sentencepiece", vocab=400), "words": {"scores": None}}, TOKENIZER, "scores"),
@@ -144,6 +153,36 @@ def test_what_cannot_be_a_model(changes: dict[str, Any], code: int, words: str, 
     assert caught.value.exit_code == code, caught.value
     assert words in caught.value.sentence()
     assert not left(tmp_path), "nothing half-written"
+
+
+def test_merges_take_no_memory_that_the_file_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cut of a token of the form a…ab…b is a pair of tokens."""
+    tokens = [*"<>", *("a" * a + "b" * b for a in range(12) for b in range(12) if a + b)]
+    words = {
+        "model": "llama", "tokens": tokens, "token_type": [1] * len(tokens), "scores": [0.0] * len(tokens),
+        "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    opened(tmp_path, words=words)
+    monkeypatch.setattr(gguf_tokenizer, "_MOST_MERGES", 1000)
+    with pytest.raises(TokenizerError, match="more than 1000 pairs"):
+        write_tokenizer({f"tokenizer.ggml.{key}": value for key, value in words.items()}, 384, tmp_path, 64)
+
+
+def test_cuts_of_a_long_token_are_not_held_at_once(tmp_path: Path) -> None:
+    tokens = ["<", ">", "a" * 1024]
+    words = {"model": "llama", "tokens": tokens, "token_type": [1] * 3, "scores": [0.0] * 3}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    write_tokenizer(metadata, 3, tmp_path, 64)  # imports
+    tracemalloc.start()
+    write_tokenizer(metadata, 3, tmp_path, 64)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200_000, "all its cuts take 1 MB"
+
+
+def test_neutral_factors_are_no_variant(tmp_path: Path) -> None:
+    neutral = {"logit_scale": 1.0, "residual_scale": 0.0, "attention.scale": 0.0, "final_logit_softcapping": 0.0}
+    assert opened(tmp_path, facts=neutral).spec == opened(tmp_path / "plain").spec
 
 
 def test_no_such_file(cli: Cli, tmp_path: Path) -> None:
@@ -166,6 +205,7 @@ def test_full_disk(cli: Cli, small_disk: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def opened(tmp_path: Path, made: Tiny = TINY, **changes: Any) -> Checkpoint:
+    tmp_path.mkdir(exist_ok=True)
     return gguf_checkpoint(tiny_gguf.write(tmp_path / "model.gguf", made, **changes))
 
 
@@ -357,6 +397,16 @@ def test_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_another_file_of_the_same_name_is_another_model(tmp_path: Path) -> None:
     first = opened(tmp_path)
     assert opened(tmp_path, Tiny(seed=1)).sha256 != first.sha256
+
+
+def test_one_version_and_96_bits_of_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file must not be taken for another one, nor an old conversion for a new one, the demo's included."""
+    path = tiny_gguf.write(tmp_path / "model.gguf")
+    monkeypatch.setattr("edgekit.checkpoint.demo.packaged_gguf", lambda: path)
+    monkeypatch.setattr("edgekit.checkpoint.gguf_source._FORMAT", 77)
+    key = f"-{hashlib.sha256(path.read_bytes()).hexdigest()[:24]}-v77"
+    assert gguf_checkpoint(path).root.name == f"model{key}"
+    assert demo_checkpoint().root.name == f"smollm2-135m{key}"
 
 
 def test_two_at_once(tmp_path: Path) -> None:
