@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ from typing import Any
 import msgspec
 
 from edgekit.bundle.paths import plain
-from edgekit.errors import CorruptCheckpointError, FileFormatError
+from edgekit.errors import CorruptCheckpointError
+from edgekit.gguf_header import GgufField, GgufTensor, read_header
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
@@ -138,120 +137,17 @@ def safetensors_file(path: Path) -> Findings:
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
-_MAX_ENTRIES = 1 << 17
-"""Metadata keys, and tensors."""
-_MAX_ITEMS = 1 << 21
-"""Array items in all. The official reader makes an object of each; vocabularies of today have up to a million."""
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY, _MAX_NESTING, _MAX_DIMS, _MAX_SHOWN = 8, 9, 4, 8, 8
 
-
-class _Walk:
-    """Steps over a GGUF header (ggml docs/gguf.md) and builds nothing, so that every count is bounded by the file's
-    size before the official reader, which trusts them, is let at it. Raises ValueError.
-    """
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at, self._items, self._order = data, 4, 0, "<"
-        if self._number("I") & 0xFFFF == 0:  # a version is small: its bytes are swapped
-            self._order = ">"
-        self._at = 4
-        version = self._number("I")
-        if version not in (2, 3):
-            raise ValueError(f"its version is {version}, not 2 or 3")
-
-    def check(self) -> None:
-        """Walk the whole header."""
-        tensors, keys = self._count("tensors"), self._count("metadata keys")
-        for _ in range(keys):
-            self._skip(self._number("Q"))
-            self._value(self._number("I"), 0)
-        for _ in range(tensors):
-            self._tensor()
-
-    def _number(self, form: str) -> int:
-        begin = self._at
-        self._skip(struct.calcsize(form))
-        value: int = struct.unpack_from(self._order + form, self._data, begin)[0]
-        return value
-
-    def _count(self, what: str) -> int:
-        count = self._number("Q")
-        if count > _MAX_ENTRIES:
-            raise ValueError(f"it claims {count} {what}")
-        return count
-
-    def _skip(self, size: int) -> None:
-        self._at += size
-        if self._at > len(self._data):
-            raise ValueError("it ends early")
-
-    def _value(self, kind: int, depth: int) -> None:
-        if kind in _SCALAR_BYTES:
-            self._skip(_SCALAR_BYTES[kind])
-        elif kind == _STRING:
-            self._skip(self._number("Q"))
-        elif kind == _ARRAY and depth < _MAX_NESTING:
-            self._array(depth)
-        else:
-            raise ValueError(f"it has a value of type {kind}")
-
-    def _array(self, depth: int) -> None:
-        inner, count = self._number("I"), self._number("Q")
-        self._items += count
-        if self._items > _MAX_ITEMS:
-            raise ValueError(f"its arrays hold more than {_MAX_ITEMS} items")
-        if inner in _SCALAR_BYTES:
-            self._skip(count * _SCALAR_BYTES[inner])
-            return
-        for _ in range(count):
-            self._value(inner, depth + 1)
-
-    def _tensor(self) -> None:
-        self._skip(self._number("Q"))
-        dims = self._number("I")
-        if dims > _MAX_DIMS:
-            raise ValueError(f"it has a tensor of {dims} dimensions")
-        parameters = prod(self._number("Q") for _ in range(dims))
-        self._number("I")
-        if parameters >= 1 << 56 or self._number("Q") > len(self._data):
-            raise ValueError("it has a tensor that is larger than the file")
-
-
-def _bad_gguf(path: Path, error: Exception) -> FileFormatError:
-    clause = plain(" ".join(str(error).split()) or type(error).__name__)
-    return FileFormatError(
-        f"{path} is not a whole GGUF file ({clause})",
-        expected="GGUF version 2 or 3",
-        remedy="download or build it again",
-    )
-
-
-def _gguf_reader(path: Path) -> Any:
-    """The official reader, on a header that was walked before."""
-    from gguf import GGUFReader
-
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:4] != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
-        _Walk(data).check()
-    return GGUFReader(path)
-
-
-def _shown_value(field: Any) -> str:
+def _shown_value(field: GgufField) -> str:
     """A value for one line: long arrays as their length, long strings cut."""
-    if field.types[0].name == "ARRAY":
-        kind = field.types[-1].name.lower() if len(field.types) > 1 else "nothing"
-        if len(field.data) > _MAX_SHOWN:
-            return f"{len(field.data)} x {kind}"
-    return plain(str(field.contents()), 100)
+    return f"{field.count} x {field.item}" if field.value is None else plain(str(field.value), 100)
 
 
-def _gguf_types(tensors: Sequence[Any]) -> list[Row]:
+def _gguf_types(tensors: Sequence[GgufTensor]) -> list[Row]:
     count: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for tensor in tensors:
-        row = count[tensor.tensor_type.name]
-        row[:] = row[0] + 1, row[1] + int(tensor.n_elements), row[2] + int(tensor.n_bytes)
+        row = count[tensor.type]
+        row[:] = row[0] + 1, row[1] + tensor.parameters, row[2] + tensor.nbytes
     return [
         {**row, "bits": 8 * count[kind][2] / count[kind][1] if count[kind][1] else None}
         for row in shares(count, ("tensors", "parameters", "bytes")) if (kind := str(row["type"]))
@@ -287,40 +183,30 @@ def _judged(claim: tuple[str, str] | None, types: Sequence[Row]) -> str:
 
 
 def gguf_file(path: Path) -> Findings:
-    """Metadata without its big arrays, and tensor types by share of bytes, by the official reader.
+    """Metadata without its big arrays, and tensor types by share of bytes.
 
     Raises:
         FileFormatError: not a GGUF file, cut short, or with counts that the file cannot hold.
     """
-    wrong = (ValueError, IndexError, OverflowError, KeyError, TypeError, AttributeError)
-    try:
-        return _gguf_findings(path, _gguf_reader(path))
-    except (*wrong, OSError, MemoryError) as error:
-        raise _bad_gguf(path, error) from error
+    header = read_header(path)
 
-
-def _gguf_findings(path: Path, reader: Any) -> Findings:
     def value(key: str) -> Any:
-        field = reader.fields.get(key)
-        return None if field is None else field.contents()
+        return header.fields[key].value if key in header.fields else None
 
-    types, size = _gguf_types(reader.tensors), path.stat().st_size
-    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    types, size = _gguf_types(header.tensors), path.stat().st_size
+    parameters = sum(tensor.parameters for tensor in header.tensors)
     claim = _claim(value("general.file_type"))
     facts: dict[str, Value] = {
         "name": plain(str(value("general.name") or "")) or None,
         "architecture": plain(str(value("general.architecture") or "")) or None,
-        "gguf_version": int(value("GGUF.version")),
-        "byte_order": reader.endianess.name.lower(),
+        "gguf_version": header.version,
+        "byte_order": header.byte_order,
         "file_bytes": size,
-        "tensors": len(reader.tensors),
+        "tensors": len(header.tensors),
         "parameters": parameters,
         "effective_bits": 8 * size / parameters if parameters else None,
         "claimed_type": claim[0] if claim else None,
         "claim_against_bytes": _judged(claim, types),
     }
-    metadata: list[Row] = [
-        {"key": plain(key), "value": _shown_value(field)}
-        for key, field in reader.fields.items() if not key.startswith("GGUF.")
-    ]  # fmt: skip
+    metadata: list[Row] = [{"key": plain(key), "value": _shown_value(field)} for key, field in header.fields.items()]
     return Findings("gguf", str(path), facts, {"types": types, "metadata": metadata})

@@ -67,6 +67,17 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
+def _refuse_bytes(path: Path, model: Any, nodes: Sequence[Any]) -> None:
+    """Protobuf hands out a string that is not UTF-8 as bytes; raise FileFormatError when there is one."""
+    texts = [model.producer_name, model.producer_version, *(opset.domain for opset in model.opset_import)]
+    for node in nodes:
+        texts += [node.domain, node.op_type, *node.input, *(attribute.name for attribute in node.attribute)]
+    for tensor in model.graph.initializer:
+        texts += [tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value))]
+    if not all(isinstance(text, str) for text in texts):
+        raise _bad(path, "holds a name that is not UTF-8")
+
+
 def _stored(path: Path, tensor: Any) -> _Stored:
     """Place of an initializer.
 
@@ -179,6 +190,7 @@ def onnx_file(path: Path) -> Findings:
     """
     model = _load(path)
     nodes = list(_nodes(model.graph))
+    _refuse_bytes(path, model, nodes)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     places = {name: _stored(path, tensor) for name, tensor in tensors.items()}
     external = _external(path, places)

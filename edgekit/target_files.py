@@ -136,7 +136,7 @@ def inherited(path: Path, children: tuple[Path, ...]) -> Document:
 def _parent_path(name: str, child: Path, place: str) -> Path:
     """The parent's file: beside or below the child for a .toml path, else a shipped target."""
     if not name.endswith(".toml"):
-        if re.fullmatch(r"_[a-z0-9-]+", name) and (_folder() / f"{name}.toml").is_file():
+        if re.fullmatch(r"_[a-z0-9-]{1,63}", name) and (_folder() / f"{name}.toml").is_file():
             return _folder() / f"{name}.toml"
         try:
             return source_path(name)

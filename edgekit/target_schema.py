@@ -15,7 +15,9 @@ from msgspec import Meta, Struct
 # "$" also matches before a final newline in Python; the look-ahead shuts that door and is valid in ECMA regexes too.
 _END = r"$(?!\n)"
 
-Text = Annotated[str, Meta(max_length=500)]
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*" + _END
+"""No control characters, line ends or changes of direction: these texts are shown on terminals and in reports."""
+Text = Annotated[str, Meta(max_length=500, pattern=PRINTABLE)]
 Name = Annotated[str, Meta(pattern=r"^_?[a-z0-9][a-z0-9-]{0,63}" + _END)]
 GgmlType = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{1,15}" + _END)]
 Feature = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}" + _END)]
@@ -143,7 +145,7 @@ class OnnxRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     embedding_bits: Annotated[Literal[4, 8], Meta(description="Bits of the embedding and a tied head.")] = 8
     threads: Annotated[int, Meta(ge=0, le=1024, description="Intra-op threads; 0: all cores.")] = 0
     ram_multiplier: Annotated[float, Meta(ge=1, le=10, description="RAM for weights while loading ÷ file size.")] = 2.0
-    session: Annotated[dict[str, Text], Meta(description="Session configuration entries.")] = {}
+    session: Annotated[dict[Text, Text], Meta(description="Session configuration entries.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""
 
 
@@ -178,7 +180,7 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model_match: Annotated[Text, Meta(description="Text that /proc/device-tree/model contains.")] = ""
     clock_min_mhz: Annotated[int, Meta(ge=0, le=20_000, description="Lowest honest maximum clock; 0: any.")] = 0
     os_id: Annotated[tuple[Text, ...], Meta(description="ID of /etc/os-release; empty: any.")] = ()
-    os_min_version: Annotated[str, Meta(max_length=500, description="VERSION_ID, at least; empty: any.")] = ""
+    os_min_version: Annotated[Text, Meta(description="VERSION_ID, at least; empty: any.")] = ""
     firmware: Annotated[
         Literal["none", "vcgencmd", "l4t"], Meta(description="Who tells the firmware version, recorded with results.")
     ] = "none"
@@ -204,7 +206,7 @@ class Power(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     wall_scale: Annotated[Ratio, Meta(description="Estimated wall W = wall_scale * rails + offset.")] | None = None
     wall_offset_w: Annotated[float, Meta(ge=0, le=1000, description="Offset of that estimate.")] | None = None
     default_mode: Annotated[Text, Meta(description="Key of power.modes that measurements use.")] = ""
-    modes: Annotated[dict[str, PowerMode], Meta(description="Power modes by name.")] = {}
+    modes: Annotated[dict[Text, PowerMode], Meta(description="Power modes by name.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""
 
 
@@ -265,7 +267,7 @@ class Anchor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[Text, Meta(description="Model.")]
     type: Annotated[Text, Meta(description="Number format, as published.")]
     engine: Annotated[Text, Meta(description="Engine.")]
-    source: Annotated[str, Meta(min_length=1, max_length=500, description="Where it was published.")]
+    source: Annotated[Text, Meta(min_length=1, description="Where it was published.")]
     trust: Annotated[
         Literal["A", "B", "C"], Meta(description="A: raw data; B: third party with a method; C: little method.")
     ]

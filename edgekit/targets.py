@@ -21,6 +21,7 @@ from edgekit.errors import TargetFileError
 from edgekit.machine import cores
 from edgekit.target_files import Document, dotted, inherited, names, place_of, short, source_path
 from edgekit.target_schema import (
+    PRINTABLE,
     Accelerator,
     Anchor,
     Cluster,
@@ -187,8 +188,10 @@ def _leaf_problems(value: Any, annotation: Any, path: KeyPath, *, strict: bool =
     except msgspec.ValidationError as error:
         bare = _bare(annotation)
         if get_origin(bare) is not Literal:
-            expected = re.sub(r"^Expected |, got .*$|`| \| null| - at .*$", "", str(error))
-            yield _Problem(path, _said(value), _plain(expected))
+            expected = _plain(re.sub(r"^Expected |, got .*$|`| \| null| - at .*$", "", str(error)))
+            if repr(PRINTABLE) in str(error):
+                expected = "a string without control characters, line ends or changes of direction"
+            yield _Problem(path, _said(value), expected)
             return
         choices = [str(choice) for choice in get_args(bare) if choice != ""]
         close = difflib.get_close_matches(_said(value)[3:].strip("'"), choices, n=1)

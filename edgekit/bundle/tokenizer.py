@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers.decoders import DecodeStream
 
 from edgekit.bundle.paths import plain
 from edgekit.bundle.template import MAX_TEMPLATE, Message, render
+from edgekit.bundle.tokenizer_bounds import excess
 from edgekit.errors import TokenizerError
 
 MAX_TOKENIZER = 256 << 20
@@ -62,14 +64,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the text cannot be encoded (a lone surrogate, for example).
         """
-        try:
+        with _library_errors(_unencodable):
             return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise TokenizerError(
-                f"the tokenizer cannot encode the text ({plain(str(error))})",
-                expected="Unicode text",
-                remedy="mend the text",
-            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`.
@@ -77,10 +73,8 @@ class Tokenizer:
         Raises:
             TokenizerError: an id is negative or too large to be one.
         """
-        try:
+        with _library_errors(_bad_ids):
             return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
-        except Exception as error:
-            raise _bad_ids(error) from error
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text of `ids` in pieces, each as soon as it is whole; a character cut off at the end is dropped.
@@ -90,10 +84,8 @@ class Tokenizer:
         """
         decoder = DecodeStream(skip_special_tokens=True)
         for token in ids:
-            try:
+            with _library_errors(_bad_ids):
                 piece = decoder.step(self.backend, token)
-            except Exception as error:
-                raise _bad_ids(error) from error
             if piece:
                 yield piece
 
@@ -136,7 +128,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-def _bad_ids(error: Exception) -> TokenizerError:
+@contextmanager
+def _library_errors(told: Callable[[BaseException], TokenizerError]) -> Iterator[None]:
+    """The tokenizers library raises bare Exception, and where its Rust code panics a PanicException, which is none."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise told(error) from error
+
+
+def _unencodable(error: BaseException) -> TokenizerError:
+    return TokenizerError(
+        f"the tokenizer cannot encode the text ({plain(str(error))})",
+        expected="Unicode text",
+        remedy="mend the text, or get the model's tokenizer.json again",
+    )
+
+
+def _bad_ids(error: BaseException) -> TokenizerError:
     return TokenizerError(
         f"the ids cannot be decoded ({plain(str(error))})",
         expected="ids of this tokenizer's vocabulary",
@@ -173,10 +184,10 @@ def _backend(folder: Path) -> Any:
             expected="a fast tokenizer",
             remedy="save the tokenizer with transformers",
         )
-    try:
+    if fault := excess(data):
+        raise _bad(path, fault)
+    with _library_errors(lambda error: _bad(path, f"cannot be read ({error})")):
         backend = tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise _bad(path, f"cannot be read ({error})") from error
     backend.no_truncation()  # settings of a past training run would cut or pad what is encoded here
     backend.no_padding()
     return backend

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tab and newline: a model may say, or be made to say, what moves the cursor or retitles the window."""
 
 
 @click.command("run")
@@ -47,7 +51,7 @@ def command(
             seed=seed,
         )
         for piece in pieces:
-            click.echo(piece, nl=False)
+            click.echo(_CONTROLS.sub(lambda match: repr(match[0])[1:-1], piece), nl=False)
         click.echo()
     finally:
         model.close()
