@@ -169,9 +169,7 @@ def _same_in_fused(spec: Spec, entries: list[Entry]) -> list[Entry]:
 def full_precision_plan(spec: Spec, container: Container) -> Plan:
     """Every matrix in F16 (GGUF) or F32 (ONNX): the export that must equal the original."""
     grid, size = ("F16", 2) if container == "gguf" else ("F32", 4)
-    entries = tuple(
-        Entry(t, 8 * size, grid, size * t.parameters) if t.rule.matrix else _kept(t) for t in spec.tensors
-    )
+    entries = tuple(Entry(t, 8 * size, grid, size * t.parameters) if t.rule.matrix else _kept(t) for t in spec.tensors)
     return Plan(container, 8 * size, entries)
 
 
