@@ -5,83 +5,38 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
-genai = pytest.importorskip("onnxruntime_genai")
+pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("llama_cpp")
 
 import tiny_families  # noqa: E402
 from gguf import GGUFReader  # noqa: E402
+from original import Original, genai_says_what_our_engine_says  # noqa: E402
 
-from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from edgekit.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from edgekit.checkpoint.rope import Rope  # noqa: E402
 from edgekit.checkpoint.spec import Spec  # noqa: E402
 from edgekit.coherence.distribution import kl_full  # noqa: E402
-from edgekit.coherence.reference import Origin, Reference, seal  # noqa: E402
-from edgekit.engines.base import Engine, greedy  # noqa: E402
+from edgekit.engines.base import Engine  # noqa: E402
 from edgekit.engines.llamacpp import LlamaCppEngine  # noqa: E402
 from edgekit.engines.ort import OrtEngine  # noqa: E402
-from edgekit.engines.torch import TorchEngine  # noqa: E402
 from edgekit.errors import ParityError  # noqa: E402
-from edgekit.export import artefacts, parity  # noqa: E402
-from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
+from edgekit.export import parity  # noqa: E402
 from edgekit.options import Container  # noqa: E402
-from edgekit.progress import Quiet  # noqa: E402
-from edgekit.quantize.choose import choose  # noqa: E402
-from edgekit.targets import load  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
-LENGTH = 96
-"""Tokens of a sequence: several times the sliding windows, and beyond YaRN's original context."""
-Ids = NDArray[np.int64]
 FORMATS: tuple[Container, ...] = ("gguf", "onnx")
 ALL_FORMATS = pytest.mark.parametrize("container", FORMATS)
 ALL_FAMILIES = pytest.mark.parametrize("name", tiny_families.CONFIGS)
-
-
-@dataclass(frozen=True)
-class Original:
-    """A tiny checkpoint and PyTorch's model of it."""
-
-    checkpoint: Checkpoint
-
-    @cached_property
-    def engine(self) -> TorchEngine:
-        return TorchEngine(self.checkpoint.root)
-
-    @cached_property
-    def sequences(self) -> list[Ids]:
-        rng = np.random.default_rng(5)
-        return [rng.integers(tiny_families.VOCAB, size=LENGTH) for _ in range(2)]
-
-    @cached_property
-    def reference(self) -> Reference:
-        origin = Origin(model="tiny", model_sha256="ab" * 32, seed=0, text="file", text_sha256="ab" * 32, versions={})
-        return seal(self.engine, self.sequences, [], origin=origin, k=64)
-
-    def write(self, container: Container, bits: int, folder: Path, spec: Spec | None = None) -> Built:
-        """The artefact below the new folder; `spec` pretends that the model is another one."""
-        folder.mkdir(parents=True)
-        checkpoint = dataclasses.replace(self.checkpoint, spec=spec or self.checkpoint.spec)
-        plan = choose(checkpoint.spec, load("rpi5"), container, bits)
-        return artefacts.write(checkpoint, plan, folder, folder, Quiet())
-
-    def check(self, built: Built, spec: Spec | None = None) -> LogitParity:
-        checkpoint = dataclasses.replace(self.checkpoint, spec=spec or self.checkpoint.spec)
-        artefacts.check_bytes(checkpoint, built, Quiet())
-        sealed = [self.reference.positions.rows(where) for where in self.reference.sequence_rows()]
-        return artefacts.check_logits(checkpoint, built, self.engine, self.sequences, sealed, Quiet())
 
 
 Originals = Callable[[str], Original]
@@ -164,21 +119,7 @@ def test_step_by_step_says_what_a_whole_pass_says(
 def test_genai_generates_what_our_engine_generates(name: str, original: Originals, tmp_path: Path) -> None:
     made = original(name)
     folder = made.write("onnx", 8, tmp_path / "out").path.parent
-    prompt, count = made.sequences[0][:12], 24
-    model = genai.Model(str(folder))
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens(prompt.astype(np.int32))
-    theirs = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        theirs.append(int(generator.get_next_tokens()[0]))
-    engine = OrtEngine(folder, context=64)
-    ours = list(greedy(engine, prompt, count, frozenset({2})))
-    engine.close()
-    assert theirs == ours[: len(theirs)]
-    assert len(theirs) == len(ours) or ours[-1] == 2
+    genai_says_what_our_engine_says(folder, made.sequences[0][:12], 24)
 
 
 # -- negative controls: the same comparison on a model with one trait forgotten

@@ -11,7 +11,6 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import tiny
 import tiny_tokenizers
 from conftest import Cli
 from numpy.typing import NDArray
+from original import Original
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -28,16 +28,13 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("llama_cpp")
 
-from edgekit.checkpoint.checkpoint import Checkpoint  # noqa: E402
 from edgekit.checkpoint.demo import demo_checkpoint  # noqa: E402
 from edgekit.checkpoint.foreign import open_foreign  # noqa: E402
-from edgekit.coherence.reference import Origin, Reference, seal  # noqa: E402
 from edgekit.engines.base import greedy  # noqa: E402
 from edgekit.engines.opening import open_engine  # noqa: E402
-from edgekit.engines.torch import TorchEngine  # noqa: E402
 from edgekit.errors import ConverterError, ParityError, TokenizerError  # noqa: E402
 from edgekit.export import artefacts, hatches, optimum_env, parity  # noqa: E402
-from edgekit.export.artefacts import Built, LogitParity  # noqa: E402
+from edgekit.export.artefacts import Built  # noqa: E402
 from edgekit.export.foreign import Foreign, gather, plan_of  # noqa: E402
 from edgekit.options import Container, Options  # noqa: E402
 from edgekit.progress import Quiet  # noqa: E402
@@ -124,25 +121,10 @@ def stablelm(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Original:
-    """A checkpoint of an unknown family, with what takes seconds to make."""
+class Stranger(Original):
+    """A checkpoint of an unknown family."""
 
-    checkpoint: Checkpoint
     folder: Path
-
-    @cached_property
-    def engine(self) -> TorchEngine:
-        return TorchEngine(self.checkpoint.root)
-
-    @cached_property
-    def sequences(self) -> list[Ids]:
-        rng = np.random.default_rng(5)
-        return [rng.integers(self.checkpoint.spec.vocab_size, size=96) for _ in range(2)]
-
-    @cached_property
-    def reference(self) -> Reference:
-        origin = Origin(model="tiny", model_sha256="ab" * 32, seed=0, text="file", text_sha256="ab" * 32, versions={})
-        return seal(self.engine, self.sequences, [], origin=origin, k=64)
 
     def converted(self, container: Container, name: str = "") -> Foreign:
         """The full-precision file, made once."""
@@ -152,7 +134,7 @@ class Original:
             hatches.convert(container, self.checkpoint, options(container), folder, Quiet())
         return hatches.opened(container, self.checkpoint, folder, self.folder, "key")
 
-    def write(self, container: Container, bits: int, folder: Path, name: str = "") -> Built:
+    def exported(self, container: Container, bits: int, folder: Path, name: str = "") -> Built:
         """The artefact below the new folder."""
         folder.mkdir(parents=True)
         foreign = self.converted(container, name)
@@ -160,31 +142,25 @@ class Original:
         importance = gather(self.engine, foreign.spec, self.sequences)
         return artefacts.write(self.checkpoint, plan, folder, folder, Quiet(), importance, foreign)
 
-    def check(self, built: Built) -> LogitParity:
-        """All comparisons that a build makes of an artefact."""
-        artefacts.check_bytes(self.checkpoint, built, Quiet())
-        sealed = [self.reference.positions.rows(where) for where in self.reference.sequence_rows()]
-        return artefacts.check_logits(self.checkpoint, built, self.engine, self.sequences, sealed, Quiet())
-
 
 MODELS: dict[str, Callable[[Path], Path]] = {"granite": granite, "olmo2": olmo2}
 CASES: list[tuple[str, Container]] = [("granite", "gguf"), ("granite", "onnx"), ("olmo2", "onnx")]
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Original]:
-    made: dict[str, Original] = {}
+def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stranger]:
+    made: dict[str, Stranger] = {}
 
-    def get(name: str) -> Original:
+    def get(name: str) -> Stranger:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            made[name] = Original(open_foreign(MODELS[name](folder / "model")), folder)
+            made[name] = Stranger(open_foreign(MODELS[name](folder / "model")), folder)
         return made[name]
 
     return get
 
 
-Originals = Callable[[str], Original]
+Originals = Callable[[str], Stranger]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -198,7 +174,7 @@ def test_logits_have_structure(name: str, original: Originals) -> None:
 def test_parity(name: str, container: Container, bits: int, original: Originals, tmp_path: Path) -> None:
     options(container)
     made = original(name)
-    built = made.write(container, bits, tmp_path / "out")
+    built = made.exported(container, bits, tmp_path / "out")
     found = made.check(built)
     print(f"{name} {container} {bits}: export {found.full_precision_kl:.1e}, activations {found.activation_kl:.1e}")
     assert 0 <= found.full_precision_kl < 1e-4
@@ -223,9 +199,9 @@ def test_every_matrix_is_recognised(name: str, container: Container, original: O
 
 def test_a_converter_that_forgets_the_rotary_base_is_caught(original: Originals, tmp_path: Path) -> None:
     """llama.cpp's StableLM converter does not write it, so that llama.cpp computes with 10000."""
-    made = Original(open_foreign(stablelm(tmp_path / "model")), tmp_path)
+    made = Stranger(open_foreign(stablelm(tmp_path / "model")), tmp_path)
     options("gguf")
-    built = made.write("gguf", 8, tmp_path / "out")
+    built = made.exported("gguf", 8, tmp_path / "out")
     with pytest.raises(ParityError, match="unquantized GGUF export differs"):
         made.check(built)
 
@@ -235,8 +211,8 @@ def test_a_converter_that_loses_the_merges_is_caught(tmp_path: Path) -> None:
     folder = granite(tmp_path / "model")
     (folder / "tokenizer.model").unlink()
     options("gguf")
-    made = Original(open_foreign(folder), tmp_path)
-    built = made.write("gguf", 8, tmp_path / "out")
+    made = Stranger(open_foreign(folder), tmp_path)
+    built = made.exported("gguf", 8, tmp_path / "out")
     shipped = tmp_path / "shipped"
     shipped.mkdir()
     for path in made.checkpoint.tokenizer_files():
@@ -258,7 +234,7 @@ def test_without_the_older_rope_theta_parity_fails(
     """transformers 4.57 then computes with 10000, and the exporter's own validation with it."""
     options("onnx")
     monkeypatch.setattr(optimum_env, "_older_config", dict)
-    built = original("granite").write("onnx", 8, tmp_path / "out", "without-theta")
+    built = original("granite").exported("onnx", 8, tmp_path / "out", "without-theta")
     with pytest.raises(ParityError, match="unquantized ONNX export differs"):
         original("granite").check(built)
 
@@ -295,7 +271,7 @@ print(json.dumps(made))
 @pytest.mark.parametrize(("name", "bits"), [("granite", 4), ("olmo2", 4), ("olmo2", 8)])
 def test_optimum_generates_what_our_engine_generates(name: str, bits: int, original: Originals, tmp_path: Path) -> None:
     options("onnx")
-    built = original(name).write("onnx", bits, tmp_path / "out")
+    built = original(name).exported("onnx", bits, tmp_path / "out")
     rng = np.random.default_rng(9)
     prompts = [rng.integers(3, VOCAB, size=length) for length in (5, 12, 40)]
     engine = open_engine("onnx", built.path)
