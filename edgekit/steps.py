@@ -257,8 +257,8 @@ def check_tokenizers(work: Work, made: Sequence[Artefact]) -> None:
     def make(folder: Path) -> None:
         with work.progress.step(title):
             copy = copy_tree(shipped, folder / manifest.TOKENIZER)
-            sides = artefacts.tokenizer_sides([item.built for item in made])
-            parity.check_tokenizer(work.checkpoint.root, copy, sides)
+            with artefacts.tokenizer_sides([item.built for item in made]) as sides:
+                parity.check_tokenizer(work.checkpoint.root, copy, sides)
             (copy / GOLDEN).rename(folder / GOLDEN)
             shutil.rmtree(copy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,12 +123,17 @@ def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int
     return count
 
 
-def tokenizer_sides(built: Sequence[Built]) -> dict[str, Callable[[str], list[int]]]:
-    """Engines that bring a tokenizer of their own."""
+@contextmanager
+def tokenizer_sides(built: Sequence[Built]) -> Iterator[dict[str, Callable[[str], list[int]]]]:
+    """Engines that bring a tokenizer of their own, open while the block runs: name → encode."""
     from edgekit.engines.llamacpp import LlamaCppEngine
 
     files = [item.path for item in built if item.plan.container == "gguf"]
-    return {"llama.cpp": LlamaCppEngine(files[0], context=64).tokenize} if files else {}
+    if not files:
+        yield {}
+        return
+    with closing(LlamaCppEngine(files[0], context=64)) as engine:
+        yield {"llama.cpp": engine.tokenize}
 
 
 @dataclass(frozen=True)

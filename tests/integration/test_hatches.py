@@ -217,8 +217,8 @@ def test_a_converter_that_loses_the_merges_is_caught(tmp_path: Path) -> None:
     shipped.mkdir()
     for path in made.checkpoint.tokenizer_files():
         (shipped / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(ParityError, match=r"tokenizer of llama\.cpp"):
-        parity.check_tokenizer(folder, shipped, artefacts.tokenizer_sides([built]))
+    with pytest.raises(ParityError, match=r"tokenizer of llama\.cpp"), artefacts.tokenizer_sides([built]) as sides:
+        parity.check_tokenizer(folder, shipped, sides)
 
 
 def test_an_unknown_pre_tokenizer_is_told(tmp_path: Path) -> None:
