@@ -33,11 +33,6 @@ class Linear:
         """Divisor of each of the head_dim / 2 rotary frequencies."""
         return np.full(head_dim // 2, self.factor)
 
-    @property
-    def attention_factor(self) -> float:
-        """What cosine and sine are multiplied by."""
-        return 1.0
-
 
 @dataclass(frozen=True)
 class Llama3:
@@ -55,11 +50,6 @@ class Llama3:
         ramp = 1 / ((1 - smooth) / self.factor + smooth)
         kept = np.where(turns > self.high_freq_factor, 1.0, ramp)
         return np.where(turns < self.low_freq_factor, self.factor, kept)
-
-    @property
-    def attention_factor(self) -> float:
-        """What cosine and sine are multiplied by."""
-        return 1.0
 
 
 @dataclass(frozen=True)
@@ -100,17 +90,19 @@ class Rope:
         """For example "yarn"; "default" without scaling."""
         return "default" if self.scaling is None else type(self.scaling).__name__.lower()
 
+    @property
+    def attention_factor(self) -> float:
+        """What cosine and sine are multiplied by."""
+        return self.scaling.attention_factor if isinstance(self.scaling, Yarn) else 1.0
+
     def tables(self, head_dim: int, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Cosine and sine, (positions, head_dim / 2) each."""
         frequencies = _frequencies(head_dim, self.theta)
-        scale = 1.0
         if self.scaling is not None:
-            frequencies, scale = (
-                frequencies / self.scaling.divisors(head_dim, self.theta),
-                self.scaling.attention_factor,
-            )
+            frequencies = frequencies / self.scaling.divisors(head_dim, self.theta)
         angles = np.arange(positions)[:, None] * frequencies
-        return (scale * np.cos(angles)).astype(np.float32), (scale * np.sin(angles)).astype(np.float32)
+        cosine, sine = (self.attention_factor * wave(angles) for wave in (np.cos, np.sin))
+        return cosine.astype(np.float32), sine.astype(np.float32)
 
 
 def _frequencies(head_dim: int, theta: float) -> F64:

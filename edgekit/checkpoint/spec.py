@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgekit.checkpoint.architectures import Activation, Family, Size, TensorRule, family_of, supported
@@ -55,19 +55,11 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Sizes):
     """What a model is, independent of any file format."""
 
     family: Family
     architecture: str
-    hidden_size: int
-    ffn_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
     norm_epsilon: float
     activation: Activation
     rope: Rope
@@ -167,17 +159,12 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     window, sliding = sliding_layers(config, family, sizes.layers)
     rope, local = global_and_local(config, family)
     tied = switch(config, "tie_word_embeddings", bool(family.defaults.get("tie_word_embeddings", False)))
+    bound = window_that_bounds(config, family) or sizes.context_length
+    bounded = {**asdict(sizes), "context_length": min(sizes.context_length, bound)}
     return Spec(
+        **bounded,
         family=family,
         architecture=architecture,
-        hidden_size=sizes.hidden_size,
-        ffn_size=sizes.ffn_size,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        vocab_size=sizes.vocab_size,
-        context_length=min(sizes.context_length, window_that_bounds(config, family) or sizes.context_length),
         norm_epsilon=real(config, family.key("rms_norm_eps"), float(str(family.defaults.get("rms_norm_eps", 1e-6)))),
         activation=activation_of(config, family),
         rope=rope,
