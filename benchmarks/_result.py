@@ -32,8 +32,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     peer: str
     unit: str
     ours: tuple[float, ...]
-    peers: tuple[float, ...]
-    limit: Limit
+    peers: tuple[float, ...] = ()
+    """Empty: there is no peer to compare with."""
+    limit: Limit | None = None
+    """None: a figure that nothing is asked of."""
     notes: tuple[str, ...] = ()
 
 
@@ -102,7 +104,9 @@ def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def reached(row: Row) -> bool:
-    """Whether the limit is kept."""
+    """Whether the limit is kept; a row without one has none to break."""
+    if row.limit is None:
+        return True
     if row.limit.measure == "ours_below":
         return max(row.ours) < row.limit.value
     median = median_interval(ratios(row)).median
@@ -137,6 +141,8 @@ _HEAD = "| measured | edgekit | peer | ratio (interval) | must | reached |\n|---
 
 
 def _line(row: Row) -> str:
+    if row.limit is None or not row.peers:
+        return f"| {row.title} | {statistics.median(row.ours):.4g} {row.unit} | {row.peer} | – | – | – |\n"
     found = median_interval(ratios(row))
     must = _MUST[row.limit.measure].format(row.limit.value, unit=row.unit)
     ours, peer = (f"{statistics.median(side):.4g} {row.unit}" for side in (row.ours, row.peers))
