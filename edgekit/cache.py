@@ -25,8 +25,9 @@ from edgekit.hashes import FOLDER as HASHES
 STAGES = "stages"
 CONVERSIONS = ("demo", "gguf", "lora")
 """Folders of models that were converted into checkpoints, one folder a model."""
-ENVIRONMENTS = "envs"
-"""Python environments of other people's exporters, one folder each; the bound does not count them."""
+TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels")
+"""Other people's exporters, sources, zig's own cache, runtimes on the way and done, wheels; the bound counts none."""
+ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS = TOOLS
 DEFAULT_BOUND = 20_000_000_000
 RECENT = 24 * 3600.0
 """Seconds that a conversion is spared for when a build makes room: another command may be reading it, unlocked."""
@@ -67,7 +68,7 @@ class Entry:
     """One thing in the cache that can be removed by itself."""
 
     kind: str
-    """The stage's name, or the folder of a conversion or an environment."""
+    """The stage's name, or the folder of a conversion or a tool."""
     what: str
     path: Path
     nbytes: int
@@ -78,7 +79,7 @@ class Entry:
     whole: bool = True
     """False: its label is missing or wrong, so it will never be used."""
     is_stage: bool = False
-    """Whether it is a stage's result; otherwise a conversion, an environment or the remembered checksums."""
+    """Whether it is a stage's result; otherwise a conversion, a tool or the remembered checksums."""
 
 
 # -- files and checksums
@@ -168,7 +169,7 @@ def mark_used(path: Path) -> None:
 @contextmanager
 def using(folder: Path) -> Iterator[None]:
     """While this is held nobody removes `folder`, if it is a conversion or an environment in the cache."""
-    if folder.parent.parent != cache_dir() or folder.parent.name not in (*CONVERSIONS, ENVIRONMENTS):
+    if folder.parent.parent != cache_dir() or folder.parent.name not in (*CONVERSIONS, *TOOLS):
         yield
         return
     lock = None
@@ -183,11 +184,11 @@ def using(folder: Path) -> Iterator[None]:
 
 def entries(root: Path) -> list[Entry]:
     """Everything that edgekit put there, least recently used first; what it does not know is left out."""
-    return _by_use([*bounded_entries(root), *_folder_entries(root, (ENVIRONMENTS,))])
+    return _by_use([*bounded_entries(root), *_folder_entries(root, TOOLS)])
 
 
 def bounded_entries(root: Path) -> list[Entry]:
-    """As :func:`entries`, without environments: what the cache's bound counts."""
+    """As :func:`entries`, without TOOLS: what the cache's bound counts."""
     found = [*_stage_entries(root), *_folder_entries(root, CONVERSIONS)]
     if (root / HASHES).is_dir():
         found.append(_folder_entry(HASHES, "checksums of input files", root / HASHES))
@@ -306,8 +307,7 @@ def _gate(root: Path, *, shared: bool) -> Iterator[None]:
 def make_room(root: Path, bound: int) -> None:
     """Remove what was used least recently until everything has at most `bound` bytes.
 
-    Entries in use stay, and so do conversions of the last day and environments. Temporary folders of killed processes
-    go too.
+    Entries in use stay, and so do conversions of the last day and TOOLS. Folders that killed processes left go too.
 
     Raises:
         OSError: the cache cannot be written.
@@ -324,7 +324,7 @@ def make_room(root: Path, bound: int) -> None:
 
 def tidy(root: Path) -> None:
     """Remove temporary folders and locks that killed processes left in the cache."""
-    folders = [*(root / kind for kind in (*CONVERSIONS, ENVIRONMENTS)), *_folders(root / STAGES)]
+    folders = [*(root / kind for kind in (*CONVERSIONS, *TOOLS)), *_folders(root / STAGES)]
     for folder in (*folders, root / HASHES):
         sweep(folder)
     sweep(root, HASHES)

@@ -254,6 +254,69 @@ class DownloadError(EdgekitError):
     exit_code = 32
 
 
+class ToolchainError(EdgekitError):
+    """A compiler is too old, does not know the target's CPU or C library, or failed.
+
+    Remedy: choose another `--toolchain`, or read the last lines of the log that the message names.
+    """
+
+    exit_code = 33
+
+
+class WheelError(EdgekitError):
+    """A package that the board needs is not to be had for its Python, or is not the one that was asked for.
+
+    Remedy: give the target another Python or drop a format; without `--offline` what is missing is downloaded.
+    """
+
+    exit_code = 34
+
+
+class AuditError(EdgekitError):
+    """Something that would be shipped does not run on the target: wrong instructions, C library or machine.
+
+    Remedy: build the runtime again for this target; `edgekit runtime audit` lists every fault.
+    """
+
+    exit_code = 35
+
+
+class EmulatorError(EdgekitError):
+    """The emulated board lacks a part or does not come up.
+
+    Remedy: `make emulator` installs what it needs; the message names what is missing.
+    """
+
+    exit_code = 36
+
+
+class DeviceError(EdgekitError):
+    """A device cannot be reached or used: unknown host key, refused login, no space, busy, cut off.
+
+    Remedy: do what the message says; `edgekit devices probe URL` asks the device without changing anything on it.
+    """
+
+    exit_code = 37
+
+
+class WrongBoardError(EdgekitError):
+    """The device is not the board that the bundle was built for, or lacks what it needs.
+
+    Remedy: build the bundle for this board: `edgekit devices probe URL` says which target it is.
+    """
+
+    exit_code = 38
+
+
+class InvalidMeasurementError(EdgekitError):
+    """--gate: the measurement was disturbed (throttled, hot, other load), so it neither passes nor fails.
+
+    Remedy: remove the disturbance that the message names and measure again.
+    """
+
+    exit_code = 39
+
+
 class InterruptError(EdgekitError):
     """The user pressed Ctrl-C; nothing half-written is left.
 

@@ -35,7 +35,8 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says about a disk that is full or not writable into an OutputError about `path`."""
     try:
         yield
     except OSError as error:
@@ -149,7 +150,7 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         OutputExistsError: `path` exists and `force` is false.
         OutputError: the disk is full or not writable.
     """
-    with _output_errors(path):
+    with output_errors(path):
         sweep(path.parent, path.name)
         refuse_existing(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,7 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 @contextmanager
 def whole_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """As :func:`whole_folder`, for one file: yields a temporary path beside `path`."""
-    with _output_errors(path):
+    with output_errors(path):
         sweep(path.parent, path.name)
         refuse_existing(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)

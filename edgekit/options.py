@@ -8,6 +8,17 @@ from typing import Literal
 
 Container = Literal["gguf", "onnx"]
 Exporter = Literal["edgekit", "optimum"]
+Toolchain = Literal["zig", "gcc", "docker"]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How the engines for the board are made."""
+
+    toolchain: Toolchain = "zig"
+    accel: Literal["none", "cuda"] = "none"
+    offline: bool = False
+    """Download nothing: neither sources nor wheels."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Options:
     """A llama.cpp source tree whose converter makes the full-precision GGUF; None: edgekit does."""
     exporter: Exporter = "edgekit"
     """Who makes the full-precision ONNX graph."""
+    runtime: RuntimeOptions | None = None
+    """The engines that the bundle carries for its board; None: artefacts only. `edgekit build` carries them."""
 
     def converts(self, container: Container) -> bool:
         """Whether somebody else's exporter makes the full-precision file."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 
-_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)>=([0-9.]+)(?:\s*;\s*extra\s*==\s*['\"](\w+)['\"])?$")
-_SHOWN = ("base", "gguf", "onnx", "build", "demo")
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)[>=]=([0-9.]+)(?:\s*;\s*extra\s*==\s*['\"](\w+)['\"])?$")
+_SHOWN = ("base", "gguf", "onnx", "cross", "build", "demo")
 
 
 def extras() -> Mapping[str, Mapping[str, str]]:
@@ -18,8 +18,8 @@ def extras() -> Mapping[str, Mapping[str, str]]:
         if match := _REQUIREMENT.match(line):
             name, lowest, extra = match.groups()
             found.get(extra or "base", {})[name] = lowest
-    for engine in ("gguf", "onnx"):  # the build extra holds both engines
-        for name in found[engine]:
+    for extra in ("gguf", "onnx", "cross"):  # the build extra holds them
+        for name in found[extra]:
             found["build"].pop(name, None)
     return found
 

@@ -31,6 +31,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(gt=0, le=1_000_000)]
 Ratio = Annotated[float, Meta(gt=0, le=1000)]
 Basis = Literal["measured", "assumed"]
+SessionKey = Literal["mlas.disable_kleidiai", "session.intra_op.allow_spinning"]
+"""What a bundle may set of ONNX Runtime's session: others name files or switch checks off."""
 Preference = dict[Bits, tuple[GgmlType, ...]]
 
 
@@ -145,7 +147,7 @@ class OnnxRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     embedding_bits: Annotated[Literal[4, 8], Meta(description="Bits of the embedding and a tied head.")] = 8
     threads: Annotated[int, Meta(ge=0, le=1024, description="Intra-op threads; 0: all cores.")] = 0
     ram_multiplier: Annotated[float, Meta(ge=1, le=10, description="RAM for weights while loading ÷ file size.")] = 2.0
-    session: Annotated[dict[Text, Text], Meta(description="Session configuration entries.")] = {}
+    session: Annotated[dict[SessionKey, Text], Meta(description="Session configuration entries.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""
 
 
@@ -154,6 +156,9 @@ class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     gguf: Annotated[GgufRuntime, Meta(description="llama.cpp.")]
     onnx: Annotated[OnnxRuntime, Meta(description="onnxruntime.")]
+    python: Annotated[
+        str, Meta(pattern=r"^3\.[0-9]{1,2}" + _END, description="Python of the board's system, which wheels are for.")
+    ] = "3.11"
 
 
 class Deploy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,7 +21,7 @@ _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
 @click.group(name="cache", invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List or clean the results of finished build stages, the converted models and the exporters' environments."""
+    """List or clean the results of build stages, converted models, exporters' environments and boards' runtimes."""
     if context.invoked_subcommand is None:
         context.invoke(list_entries, as_json=False)
 
@@ -50,10 +50,10 @@ def list_entries(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Remove everything that is not in use.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def clean(older_than: str | None, max_size: str | None, everything: bool, dry_run: bool) -> None:
-    """Remove results, converted models and environments; without options, what is damaged or beyond the cache's bound.
+    """Remove what is in the cache; without options, what is damaged or beyond the cache's bound.
 
-    The bound does not count environments (envs): they go by an option only. What a running build uses stays, and so
-    does everything that edgekit did not put there.
+    The bound does not count environments (envs), nor what runtimes are made of (sources, zig, compiles, runtimes): they
+    go by an option only. What a running build uses stays, and so does everything that edgekit did not put there.
     """
     from edgekit import cache
     from edgekit.files import cache_dir
@@ -93,7 +93,7 @@ def _show(found: Sequence[Entry], root: Path, bound: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgekit.cache import ENVIRONMENTS
+    from edgekit.cache import TOOLS
 
     if found:
         table = Table("stage", "model")
@@ -104,9 +104,9 @@ def _show(found: Sequence[Entry], root: Path, bound: int) -> None:
             times = (_age(now - entry.created), _age(now - entry.used))
             table.add_row(*map(Text, (entry.kind, _printable(entry.what), _size(entry.nbytes), *times)))
         Console().print(table)
-    beside = sum(entry.nbytes for entry in found if entry.kind == ENVIRONMENTS)
+    beside = sum(entry.nbytes for entry in found if entry.kind in TOOLS)
     total = sum(entry.nbytes for entry in found) - beside
-    more = f", and environments of {_size(beside)}, which the bound does not count" if beside else ""
+    more = f", and environments and runtimes of {_size(beside)}, which the bound does not count" if beside else ""
     click.echo(f"{_size(total)} of at most {_size(bound)} in {root}{more}")
 
 

@@ -261,16 +261,17 @@ def test_environment_is_listed_beside_the_bound(cli: Cli, root: Path) -> None:
     convert(root, "gguf", "model")
     out = cli("cache", "list").out
     assert "optimum-2" in out
-    assert f"5.0 kB of at most 20.0 GB in {root}, and environments of 5.0 kB, which" in out
+    assert f"5.0 kB of at most 20.0 GB in {root}, and environments and runtimes of 5.0 kB, which" in out
     assert json.loads(cli("cache", "list", "--json").out)["bytes"] == 10_000
 
 
+@pytest.mark.parametrize("kind", cache.TOOLS)
 @pytest.mark.parametrize("arguments", [["--all"], ["--older-than", "30d"], ["--max-size", "1kB"]])
-def test_environment_goes_when_it_is_asked_for(arguments: list[str], cli: Cli, root: Path) -> None:
-    place = convert(root, "envs", "optimum-2", days=40)
+def test_tools_go_when_it_is_asked_for(kind: str, arguments: list[str], cli: Cli, root: Path) -> None:
+    place = convert(root, kind, "optimum-2", days=40)
     with cache.using(place):
         os.utime(place, (0, 0))
-        assert "kept envs: optimum-2, in use" in cli("cache", "clean", *arguments).out
+        assert f"kept {kind}: optimum-2, in use" in cli("cache", "clean", *arguments).out
     cli("cache", "clean", *arguments)
     assert not place.exists()
 

@@ -155,7 +155,7 @@ def test_tested_versions_are_those_of_the_constraints_file() -> None:
 def test_extras_are_those_of_the_project_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {"base": project["dependencies"], **project["optional-dependencies"]}
-    assert set(EXTRAS) == {"base", "gguf", "onnx", "build", "demo"}
+    assert set(EXTRAS) == {"base", "gguf", "onnx", "cross", "build", "demo"}
     for extra, packages in EXTRAS.items():
         own = [line for line in wanted[extra] if not line.startswith("edgekit")]
-        assert {re.split(">=", line)[0]: re.split(">=", line)[1] for line in own} == dict(packages)
+        assert {re.split("[>=]=", line)[0]: re.split("[>=]=", line)[1] for line in own} == dict(packages)

@@ -1,0 +1,1 @@
+"""Compiling, gathering and checking what runs on a board."""

@@ -1,0 +1,22 @@
+"""The toolchains that `--toolchain` chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgekit.crossbuild.docker import Docker
+from edgekit.crossbuild.gcc import Gcc
+from edgekit.crossbuild.model import Toolchain
+from edgekit.crossbuild.zig import Zig
+from edgekit.errors import OptionError
+from edgekit.targets import Target
+
+TOOLCHAINS: Mapping[str, Toolchain] = {"zig": Zig(), "gcc": Gcc(), "docker": Docker()}
+
+
+def chosen(name: str, target: Target) -> Toolchain:
+    """The toolchain of that name, with what the target file says of it; raises OptionError when there is none."""
+    if name not in TOOLCHAINS:
+        raise OptionError(f"toolchain is {name!r}", expected=f"one of {', '.join(TOOLCHAINS)}")
+    toolchain = TOOLCHAINS[name]
+    return toolchain.of(target) if isinstance(toolchain, Docker) else toolchain
