@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint nightly schemas docs clean
+.PHONY: help demo test lint nightly emulator schemas docs clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +35,7 @@ $(VENV)/.dev: $(VENV)/.build
 	@touch $@
 
 demo: $(VENV)/.build ## Build SmolLM2-135M for a Raspberry Pi 5, show its coherence, let both engines speak
-	$(BIN)/edgekit build --target rpi5 --output dist --force
+	$(BIN)/edgekit build --target rpi5 --output dist --force --no-runtime
 	@echo; echo "llama.cpp says:"
 	$(BIN)/edgekit run dist/smollm2-135m.rpi5 "What is a Raspberry Pi? Answer in one sentence." --engine gguf --max-tokens 60
 	@echo; echo "onnxruntime says:"
@@ -51,6 +51,16 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 
 nightly: $(VENV)/.dev ## The slow tests as well
 	$(BIN)/python -m pytest -m "not hardware"
+
+# Boards need root anyway. openssh-server would start a server on all interfaces: it is kept from that if it is new here.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=EDGEKIT_CACHE)
+
+emulator: $(VENV)/.build ## Install what emulated boards need (Debian packages, root) and make their system
+	@test -x /usr/sbin/sshd || ! test -d /run/systemd/system || $(SUDO) systemctl mask ssh.service ssh.socket
+	$(SUDO) apt-get update -q
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+		$$($(BIN)/python -m edgekit.emulator packages)
+	$(SUDO) $(BIN)/python -m edgekit.emulator setup --whole
 
 schemas: $(VENV)/.build ## Write the JSON schemas again
 	$(BIN)/python -m edgekit.targets > docs/schemas/target.schema.json

@@ -1,0 +1,112 @@
+"""Emulated boards by hand: `python -m edgekit.emulator setup`, `check`, `start --target rpi5`, `packages`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import get_args
+
+from edgekit.emulator import counting, kernel, needs, userland
+from edgekit.emulator.board import Board, emulated
+from edgekit.emulator.machine import whole_board
+from edgekit.errors import EdgekitError, EmulatorError, InterruptError
+from edgekit.progress import Bars
+from edgekit.targets import load
+
+_USES = {
+    "userland": "making the arm64 system",
+    "board": "fast boards",
+    "machine": "whole boards",
+    "count": "counting instructions",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    commands = {"setup": setup, "check": check, "start": start, "packages": packages}
+    try:
+        return commands[options.command](options)
+    except EdgekitError as error:
+        print(f"edgekit: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        return InterruptError.exit_code
+
+
+def setup(options: argparse.Namespace) -> int:
+    """Make what every board needs: the system, the registration with the kernel, the plugin; perhaps a kernel."""
+    made = [userland.ready(options.release, Bars())]
+    needs.require("board")
+    if options.whole:
+        made.append(kernel.ready(options.release, Bars()))
+    if not needs.missing("count"):
+        made.append(counting.plugin(1))
+    print("\n".join(map(str, made)))  # noqa: T201
+    return 0
+
+
+def check(_options: argparse.Namespace) -> int:
+    """Say what can be done here, and what is missing for the rest; fails when fast boards are among it."""
+    for use in get_args(needs.Use):
+        faults = needs.missing(use)
+        print(f"{_USES[use]}: {'ok' if not faults else ''}")  # noqa: T201
+        for fault in faults:
+            print(f"  {fault}")  # noqa: T201
+    return EmulatorError.exit_code if needs.missing("board") else 0
+
+
+def start(options: argparse.Namespace) -> int:
+    """Run a board until Ctrl-C and print how to log in."""
+    signal.signal(signal.SIGTERM, _stop)
+    with _board(options) as board:
+        command = [*board.ssh_command(), board.host]
+        print(f"{board.target.title}, emulated, until Ctrl-C. Log in with", flush=True)  # noqa: T201
+        print(shlex.join(command), flush=True)  # noqa: T201
+        signal.pause()
+    return 0
+
+
+def packages(_options: argparse.Namespace) -> int:
+    """Print the Debian packages of all this, for apt."""
+    print(" ".join(needs.packages()))  # noqa: T201
+    return 0
+
+
+def _board(options: argparse.Namespace) -> AbstractContextManager[Board]:
+    target = load(options.target)
+    if options.whole or options.deterministic:
+        return whole_board(
+            target, deterministic=options.deterministic, release=options.release or "", progress=Bars()
+        )  # fmt: skip
+    return emulated(target, release=options.release or "", progress=Bars())
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edgekit.emulator", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    releases = tuple(userland.RELEASES.values())
+    setting_up = commands.add_parser("setup", help="make the arm64 system (root, about 60 MB of downloads)")
+    setting_up.add_argument("--release", choices=releases, default="bookworm", help="of Debian; default: bookworm")
+    setting_up.add_argument("--whole", action="store_true", help="also fetch the kernel of whole boards (30 MB)")
+    starting = commands.add_parser("start", help="run a board until Ctrl-C")
+    starting.add_argument("--target", required=True, help="name of a target, or its .toml file")
+    starting.add_argument("--release", choices=releases, help="of Debian; default: the one with the target's Python")
+    starting.add_argument("--whole", action="store_true", help="boot a kernel in a machine of its own")
+    starting.add_argument("--deterministic", action="store_true", help="a whole board whose time counts instructions")
+    commands.add_parser("check", help="say what is missing here")
+    commands.add_parser("packages", help="print the Debian packages that are needed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
