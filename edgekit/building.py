@@ -12,6 +12,7 @@ from edgekit.bundle import manifest
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference, text
+from edgekit.crossbuild import sbom
 from edgekit.export.foreign import Foreign, plan_of
 from edgekit.files import cache_dir, temporary_folder, whole_folder
 from edgekit.options import Container, Options
@@ -82,6 +83,7 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
         planned = _all_plans(work, planned, sources, target)
+        carried = steps.runtime(work, target)
         texts = steps.texts(work)
         importance = steps.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
@@ -95,11 +97,13 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
             for item, proof, coherence in zip(made, proofs, measured, strict=True)
         ]
         said = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
-        record = Record(checkpoint, target, options, out.name, results, texts, sealed)
+        record = Record(checkpoint, target, options, out.name, results, texts, sealed, carried)
         report = record.report(
             _samples(sealed, work.tokenizer, dict(zip(options.formats, said, strict=True))), watch.seconds
         )
         _write_reports(report, folder)
+        if carried is not None:
+            sbom.write(folder, carried, record.model)
         with watch.step("checksums"):
             bundles.write_manifest(folder, record.manifest())
     return report

@@ -14,6 +14,7 @@ from edgekit import __version__
 from edgekit.bundle import manifest
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference
+from edgekit.crossbuild.runtime_record import RuntimeRecord
 from edgekit.engines.base import Ids
 from edgekit.export.artefacts import ENGINES, Built
 from edgekit.options import Options
@@ -52,6 +53,8 @@ class Record:
     results: Sequence[Result]
     texts: Texts
     sealed: reference.Reference
+    runtime: RuntimeRecord | None = None
+    """The engines that the bundle carries for its board."""
 
     def report(self, samples: Sequence[reports.Sample], seconds: Mapping[str, float]) -> reports.Report:
         """The measurements; `seconds` are those of the build's stages."""
@@ -67,6 +70,7 @@ class Record:
                 machine=platform.machine(), system=f"{platform.system()} {platform.release()}",
                 python=platform.python_version(), cpus=os.cpu_count() or 1, versions=versions(),
             ),
+            runtime=None if self.runtime is None else _runtime_report(self.runtime),
         )  # fmt: skip
 
     def _text_in_words(self) -> str:
@@ -86,15 +90,19 @@ class Record:
         made = "written by the full-precision model itself" if text.kind == "self-generated" else "from a text file"
         return f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
 
+    @property
+    def model(self) -> manifest.Model:
+        """What the bundle was made from."""
+        checkpoint = self.checkpoint
+        return manifest.Model(
+            name=checkpoint.name, architecture=checkpoint.spec.architecture, source=checkpoint.source,
+            sha256=checkpoint.sha256, parameters=checkpoint.spec.parameters,
+        )  # fmt: skip
+
     def manifest(self) -> manifest.Manifest:
         """The facts, without the files' checksums."""
-        checkpoint = self.checkpoint
         return manifest.Manifest(
-            edgekit=__version__, name=self.name,
-            model=manifest.Model(
-                name=checkpoint.name, architecture=checkpoint.spec.architecture, source=checkpoint.source,
-                sha256=checkpoint.sha256, parameters=checkpoint.spec.parameters,
-            ),
+            edgekit=__version__, name=self.name, model=self.model,
             target=manifest.TargetRef(id=self.target.name, sha256=_target_sha256(self.target)),
             calibration=self.calibration_in_words(),
             artefacts=tuple(_manifest_artefact(result) for result in self.results),
@@ -121,6 +129,19 @@ def _artefact_report(result: Result) -> reports.Artefact:
         ),
         parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
         flipped=flipped_items(result.coherence.items),
+    )  # fmt: skip
+
+
+def _runtime_report(record: RuntimeRecord) -> reports.Runtime:
+    made = record.compiled
+    compiled = ""
+    if made is not None:
+        compiled = (
+            f"llama.cpp (ggml {made.ggml}) for {made.mtune or made.march} by {made.toolchain} {made.toolchain_version}"
+        )
+    return reports.Runtime(
+        compiled=compiled, python=record.python, glibc=record.glibc, wheels=len(record.wheels),
+        bytes=record.wheel_bytes + record.tool_bytes, started=record.audit.started if record.audit else "",
     )  # fmt: skip
 
 

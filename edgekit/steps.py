@@ -22,6 +22,7 @@ from edgekit.bundle.golden import CORPUS, GOLDEN
 from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import container, metrics, reference, text
+from edgekit.crossbuild.runtime_record import RuntimeRecord
 from edgekit.doctor import cpu
 from edgekit.engines.base import greedy
 from edgekit.engines.opening import open_engine
@@ -38,6 +39,7 @@ from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan
 from edgekit.report import model as reports
 from edgekit.stages import Made, Stage, Stages, code_digest
+from edgekit.targets import Target
 
 PARITY_SEQUENCES = 2
 _PLANNED = "planned.json"
@@ -200,6 +202,28 @@ def sealed(work: Work, made: Texts) -> tuple[reference.Reference, str]:
     return found, stored.digest
 
 
+# -- the board's engines
+
+
+def runtime(work: Work, target: Target) -> RuntimeRecord | None:
+    """The engines for the board, put into the bundle and audited; None when there are to be none.
+
+    What is compiled has a cache of its own (:mod:`edgekit.crossbuild.native`): it does not depend on the model.
+
+    Raises:
+        ToolchainError, WheelError, AuditError, MissingDependencyError.
+    """
+    wanted = work.options.runtime
+    if wanted is None:
+        return None
+    if target.toolchain is None:
+        work.progress.note(f"{target.title}: the engines that are installed here run the bundle, none are put into it")
+        return None
+    from edgekit.crossbuild.package import package
+
+    return package(target, work.options.formats, work.folder, wanted, work.progress)
+
+
 # -- artefacts
 
 
@@ -226,7 +250,7 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
     `weights` is what :func:`importance` returned, `foreign` what :func:`converted` did.
     """
     planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
-    inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "plan": planned,
+    inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "session": plan.session, "plan": planned,
               "importance": weights and weights.digest, "converted": foreign and foreign.key}  # fmt: skip
     stage = Stage(plan.container, f"{plan.container.upper()}: quantize and write", inputs)
 

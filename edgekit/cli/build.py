@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from click.core import ParameterSource
 
+from edgekit.cli.runtime import runtime_options
 from edgekit.cli.source_options import source_options
 from edgekit.errors import GateError, one_line
-from edgekit.options import Container, Exporter, Options, SourceOptions
+from edgekit.options import Container, Exporter, Options, RuntimeOptions, SourceOptions, Toolchain
 
 
 @click.command("build")
@@ -47,18 +49,22 @@ from edgekit.options import Container, Exporter, Options, SourceOptions
     "--exporter", type=click.Choice(["edgekit", "optimum"]), default="edgekit", show_default=True,
     help="Who makes the ONNX graph; optimum's exporter knows more families, see docs/escape-hatches.md.",
 )  # fmt: skip
+@click.option("--no-runtime", is_flag=True, help="Artefacts only: no engines for the board in the bundle.")
+@runtime_options
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
     model: str | None, source: SourceOptions, target: str, bits: int, formats: tuple[Container, ...], output: Path,
     text: Path | None, calibration_text: Path | None, no_calibration: bool, seed: int, strict: bool, gate: bool,
-    force: bool, llama_cpp: Path | None, exporter: Exporter, no_cache: bool,
+    force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
+    accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
 
     MODEL is a Hugging Face folder, a GGUF file or org/name on the hub; default: the demo, SmolLM2-135M.
 
-    The bundle holds the quantized model, its tokenizer, a sealed reference of the original, and a report. A build that
-    does not say what the original says is stopped.
+    The bundle holds the quantized model, its tokenizer, a sealed reference of the original, a report, and the engines
+    for the board's CPU (compiled the first time, which takes minutes; --no-runtime leaves them out). A build that does
+    not say what the original says is stopped.
     """
     from edgekit.api import build
     from edgekit.progress import Bars
@@ -69,6 +75,7 @@ def command(
         bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
         calibrate=not no_calibration, calibration_text=calibration_text, seed=seed,
         cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
+        runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),
     )  # fmt: skip
     built = build(model, target=target, output=output, options=options, source=source, progress=Bars())
     show(built.report)

@@ -45,7 +45,15 @@ class LlamaCppEngine:
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, *, threads: int = 0, context: int = 2048) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 0,
+        context: int = 2048,
+        prefill_threads: int = 0,
+        mmap: bool | None = None,
+    ) -> None:
         lib = _library()
         self._lib = lib
         self._log = _Silence(lib)
@@ -53,23 +61,26 @@ class LlamaCppEngine:
         lib.llama_backend_init()
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        if mmap is not None:
+            parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
         self._model = lib.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise FileFormatError(f"llama.cpp cannot load {path} ({self._log.complaint()})", remedy="build it again")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
         self.max_context = min(context, int(lib.llama_model_n_ctx_train(self._model)))
-        self._context = self._open(threads)
+        self._context = self._open(threads, prefill_threads)
         self._batch = lib.llama_batch_init(self._chunk, 0, 1)
         self._length = 0
 
-    def _open(self, threads: int) -> Any:
+    def _open(self, threads: int, prefill_threads: int) -> Any:
         lib, parameters = self._lib, self._lib.llama_context_default_params()
         self._chunk = min(512, self.max_context)
         parameters.n_ctx = self.max_context
         parameters.n_batch = parameters.n_ubatch = self._chunk
         # llama.cpp's own default is four, whatever the machine has.
-        parameters.n_threads = parameters.n_threads_batch = threads or cores()
+        parameters.n_threads = threads or cores()
+        parameters.n_threads_batch = prefill_threads or parameters.n_threads
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
             raise FileFormatError(

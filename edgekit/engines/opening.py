@@ -7,7 +7,15 @@ from pathlib import Path
 from edgekit.engines.base import Engine
 
 
-def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 2048) -> Engine:
+def open_engine(
+    container: str,
+    path: Path,
+    *,
+    threads: int = 0,
+    context: int = 2048,
+    prefill_threads: int = 0,
+    mmap: bool | None = None,
+) -> Engine:
     """Load a model file.
 
     Args:
@@ -15,6 +23,8 @@ def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 
         path: the .gguf file, or the .onnx file inside its folder.
         threads: 0 takes the physical cores.
         context: longest sequence in tokens, bounded by the model's own.
+        prefill_threads: of llama.cpp, for more than one token at a time; 0 takes `threads`.
+        mmap: llama.cpp maps the file, or copies it into memory; None: as it decides.
 
     Raises:
         MissingDependencyError: the engine's package is not installed.
@@ -23,7 +33,7 @@ def open_engine(container: str, path: Path, *, threads: int = 0, context: int = 
     if container == "gguf":
         from edgekit.engines.llamacpp import LlamaCppEngine
 
-        return LlamaCppEngine(path, threads=threads, context=context)
+        return LlamaCppEngine(path, threads=threads, context=context, prefill_threads=prefill_threads, mmap=mmap)
     from edgekit.engines.ort import OrtEngine
     from edgekit.engines.ort_concat import ConcatOrtEngine, concatenates
 

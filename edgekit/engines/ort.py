@@ -15,6 +15,7 @@ from edgekit.machine import cores
 _MODEL = {"vocab_size": 1 << 24, "context_length": 1 << 31}
 _DECODER = {"num_hidden_layers": 1024, "num_key_value_heads": 1 << 14, "head_size": 1 << 14}
 """Keys of genai_config.json → what is far above any model."""
+_ENTRIES = ("mlas.disable_kleidiai", "session.intra_op.allow_spinning")
 
 
 def _runtime() -> Any:
@@ -27,8 +28,21 @@ def _runtime() -> Any:
     return onnxruntime
 
 
+def session_entries(folder: Path) -> dict[str, str]:
+    """Configuration entries that genai_config.json in `folder` asks for, where onnxruntime-genai looks for them too.
+
+    Only those that change how something is computed: others name files or switch checks off.
+    """
+    try:
+        config = json.loads((folder / "genai_config.json").read_text(encoding="utf8"))
+        asked = dict(config["model"]["decoder"]["session_options"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}  # whoever needs the file says what is wrong with it
+    return {key: value for key in _ENTRIES if (value := asked.get(key)) in ("0", "1")}
+
+
 def open_session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU; `threads` of 0 takes the physical cores.
+    """An onnxruntime session on the CPU; `threads` of 0 takes the physical cores. See also :func:`session_entries`.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -36,6 +50,8 @@ def open_session(path: Path, threads: int) -> Any:
     """
     ort = _runtime()
     options = ort.SessionOptions()
+    for key, value in session_entries(path.parent).items():
+        options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
     try:

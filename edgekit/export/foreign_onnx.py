@@ -22,7 +22,7 @@ from edgekit.errors import ParityError
 from edgekit.export.digests import Digests, digest
 from edgekit.export.foreign import Stored, Tick
 from edgekit.export.foreign_graph import Graph, Matrix
-from edgekit.export.genai_config import genai_config
+from edgekit.export.genai_config import genai_config, put_session
 from edgekit.grids import get
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry, Plan
@@ -145,6 +145,7 @@ class OnnxSource:
         for extra in sorted(self.path.parent.iterdir()):
             if extra.is_file() and not extra.name.startswith("model.onnx"):
                 shutil.copyfile(extra, path.with_name(extra.name))
+        put_session(path.with_name("genai_config.json"), dict(plan.session))
         return planned
 
     def _rewritten(

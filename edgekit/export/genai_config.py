@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgekit.bundle.tokenizer import load_tokenizer
@@ -10,11 +12,14 @@ from edgekit.checkpoint.checkpoint import Checkpoint, read_json
 from edgekit.export.onnx_decoder import positions
 
 
-def genai_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The file's contents (https://onnxruntime.ai/docs/genai/reference/config.html)."""
+def genai_config(checkpoint: Checkpoint, session: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The file's contents (https://onnxruntime.ai/docs/genai/reference/config.html).
+
+    `session` holds configuration entries of ONNX Runtime's session.
+    """
     spec, tokens = checkpoint.spec, _special_tokens(checkpoint)
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **(session or {})},
         "filename": "model.onnx",
         "head_size": spec.head_dim,
         "hidden_size": spec.hidden_size,
@@ -34,6 +39,15 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
     }  # fmt: skip
     return {"model": model, "search": {"max_length": positions(spec), "past_present_share_buffer": True}}
+
+
+def put_session(path: Path, session: Mapping[str, str]) -> None:
+    """Add configuration entries of ONNX Runtime's session, if any, to a genai_config.json."""
+    if not session:
+        return
+    config = json.loads(path.read_text(encoding="utf8"))
+    config["model"]["decoder"]["session_options"] |= dict(session)
+    path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf8")
 
 
 def _special_tokens(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -74,4 +74,4 @@ def _onnx(spec: Spec, target: Target, bits: int) -> Plan:
             remedy="ask for other bits, or build with --format gguf",
         )
     plan = make_plan(spec, "onnx", bits, candidates, requested)
-    return replace(plan, accuracy_level=runtime.accuracy_level)
+    return replace(plan, accuracy_level=runtime.accuracy_level, session=tuple(sorted(runtime.session.items())))

@@ -41,6 +41,8 @@ class Plan:
     entries: tuple[Entry, ...]
     accuracy_level: int = 4
     """MatMulNBits only: what it computes with, 4 for int8 activations (see the operator's documentation)."""
+    session: tuple[tuple[str, str], ...] = ()
+    """Configuration entries of ONNX Runtime's session that the artefact is to be run with."""
 
     @cached_property
     def nbytes(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgekit.checkpoint.spec import Spec
 from edgekit.errors import DoesNotFitError
 from edgekit.quantize.plan import Plan
@@ -38,24 +40,58 @@ def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -
     """Memory and decode speed of `plan` on `target`.
 
     Memory is weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of `context`
-    tokens (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is the
-    target's streaming bandwidth divided by the bytes of weights one token reads, times the format's efficiency there:
-    decoding on a CPU is bound by memory (Arm learning path "LLM decode roofline", R² 0.9996 on a Raspberry Pi 5).
+    tokens (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is that of
+    :func:`decode_speed` at the target's own number of threads.
     """
     runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
     cache = spec.kv_bytes_per_token(2 if plan.container == "gguf" else 4) * min(context, spec.context_length)
     needed = plan.nbytes * runtime.ram_multiplier + cache
-    rate = target.memory.decode_gbps
-    efficiency = target.runtime.gguf.efficiency.get(plan.main_grid, 1.0) if plan.container == "gguf" else 1.0
+    grid = plan.main_grid if plan.container == "gguf" else None
     return Prediction(
         file_mib=plan.nbytes / 2**20,
         ram_mib=needed / 2**20 + _ENGINE_MIB,
         usable_mib=usable_mib(target),
         board_mib=ram_mib(target),
         bytes_per_token=plan.bytes_per_token,
-        tokens_per_second=None if rate is None else rate * 1e9 * efficiency / plan.bytes_per_token,
+        tokens_per_second=decode_speed(target, plan.bytes_per_token, grid),
         basis=_basis(target, plan),
     )
+
+
+def decode_speed(
+    target: Target, bytes_per_token: int | float, grid: str | None = None, threads: int | None = None
+) -> float | None:
+    """Predicted decode speed in tokens/s; None where the target file has no decode bandwidth.
+
+    The target's streaming bandwidth over the bytes of weights that one token reads, times the format's efficiency
+    there: decoding on a CPU is bound by memory (Arm Learning Path "llm-decode-roofline": R² 0.9996 on a Pi 5).
+
+    Args:
+        target: the board.
+        bytes_per_token: weights that decoding one token reads.
+        grid: GGUF type of most linear layers, whose efficiency counts; None: another engine's, with none known.
+        threads: None: the target's own number. For another one the bandwidth changes as the target's read test does.
+    """
+    rate = target.memory.decode_gbps
+    if rate is None:
+        return None
+    efficiency = 1.0 if grid is None else target.runtime.gguf.efficiency.get(grid, 1.0)
+    return rate * 1e9 * efficiency * _thread_factor(target, threads) / bytes_per_token
+
+
+def _thread_factor(target: Target, threads: int | None) -> float:
+    """Read bandwidth at `threads` over that at the target's own number; 1 where it is not known.
+
+    Never above 1: one thread may read faster than two, but it also computes alone.
+    """
+    rates, own = target.memory.read_gbps, target.runtime.gguf.threads.decode
+    if threads is None or threads == own or rates is None:
+        return 1.0
+    known = [(count, rate) for count, rate in ((1, rates.t1), (2, rates.t2), (4, rates.t4)) if rate is not None]
+    if not known or not known[0][0] <= own <= known[-1][0]:
+        return 1.0
+    counts, speeds = zip(*known, strict=True)
+    return min(1.0, float(np.interp(threads, counts, speeds) / np.interp(own, counts, speeds)))
 
 
 def _basis(target: Target, plan: Plan) -> str:

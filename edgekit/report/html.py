@@ -49,7 +49,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(name=rows.name, answered=words.answers, verdict_word=rows.verdict_word, millions=words.millions)
+    made.globals.update(
+        name=rows.name,
+        answered=words.answers,
+        verdict_word=rows.verdict_word,
+        millions=words.millions,
+        runtime=words.runtime,
+    )
     return made
 
 

@@ -96,6 +96,22 @@ class Host(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     versions: dict[str, str]
 
 
+class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engines for the board that the bundle carries."""
+
+    compiled: str
+    """llama.cpp, for which CPU and by whom; "" when it holds none."""
+    python: str
+    """The board's Python that the wheels are for."""
+    glibc: str
+    """Oldest C library that everything runs on."""
+    wheels: int
+    bytes: int
+    """Of the wheels and the native tools."""
+    started: str
+    """Whether it was started on an emulated CPU of the target, in words."""
+
+
 class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """report.json."""
 
@@ -117,6 +133,8 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seconds: dict[str, float]
     """Stage of the build → seconds on this host."""
     host: Host
+    runtime: Runtime | None = None
+    """None: the bundle holds artefacts only."""
 
 
 def to_json(report: Report) -> bytes:

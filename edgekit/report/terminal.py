@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekit.bundle.paths import plain
 from edgekit.report import rows
 from edgekit.report.model import Report
-from edgekit.report.words import answers, number
+from edgekit.report.words import answers, number, runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,8 @@ def show(report: Report) -> None:
     for caveat in report.caveats:
         _say(console, "Caveat: ", caveat, "yellow")
     _predictions(console, report)
+    if report.runtime is not None:
+        _say(console, "Runtime: ", runtime(report.runtime))
 
 
 def _predictions(console: Console, report: Report) -> None:

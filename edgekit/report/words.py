@@ -6,6 +6,7 @@ import math
 import re
 
 from edgekit.coherence.scoring import ItemScores
+from edgekit.report.model import Runtime
 
 NOT_MEASURED = "not measured"
 TEXT_LIMIT = 4000
@@ -102,3 +103,13 @@ def common_length(first: str, second: str) -> int:
     while 0 < same < max(len(first), len(second)) and not (first + " ")[same - 1].isspace():
         same -= 1
     return same
+
+
+def runtime(found: Runtime) -> str:
+    """What the bundle carries to run on its board, in one sentence."""
+    what = f"{found.compiled}, " if found.compiled else ""
+    started = "started on an emulated CPU of the target" if found.started == "started" else found.started
+    return (
+        f"{what}{found.wheels} wheels for Python {found.python}, {found.bytes / 1e6:.1f} MB, "
+        f"glibc {found.glibc} or newer; {started}"
+    )

@@ -65,7 +65,7 @@ def stop_at(
     """Run a build, send it a signal when it announces `stage`; its exit code and standard error."""
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgekit", "build", *arguments],
+        [sys.executable, "-m", "edgekit", "build", "--no-runtime", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite(cli: Cli, model: Path, out: Path) -> None:
     stored = tiny.weights(Tiny())
     stored[DOWN][3, 5] = np.nan
     tiny.write_weights(model, stored)
-    result = cli("build", model, "-o", out, "--force")
+    result = cli("build", "--no-runtime", model, "-o", out, "--force")
     assert result.code == 13, result.err
     assert last_line(result.err).startswith(f"edgekit: tensor {DOWN} holds 1 NaN or infinite values")
     untouched(out)
@@ -138,19 +138,21 @@ def test_weights_that_are_not_finite(cli: Cli, model: Path, out: Path) -> None:
 def test_tokenizer_with_ids_beyond_the_embedding(cli: Cli, model: Path, out: Path) -> None:
     tiny_tokenizers.write(model, "smollm", 400)
     for container in ("gguf", "onnx"):
-        cli("build", model, "-o", out, "--force", "--format", container).refused(14, "up to 399", "384 rows")
+        cli("build", "--no-runtime", model, "-o", out, "--force", "--format", container).refused(
+            14, "up to 399", "384 rows"
+        )
     untouched(out)
 
 
 def test_missing_tokenizer(cli: Cli, model: Path, out: Path) -> None:
     (model / "tokenizer.json").unlink()
-    cli("build", model, "-o", out, "--force").refused(14, "tokenizer.json")
+    cli("build", "--no-runtime", model, "-o", out, "--force").refused(14, "tokenizer.json")
     untouched(out)
 
 
 def test_short_text(cli: Cli, sound: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    result = cli("build", sound, "-o", out, "--force", "--text", tmp_path / "short.txt")
+    result = cli("build", "--no-runtime", sound, "-o", out, "--force", "--text", tmp_path / "short.txt")
     assert result.code == 28, result.err
     assert "short.txt has only" in last_line(result.err)
     untouched(out)
@@ -166,7 +168,7 @@ def test_failed_parity_stops_the_build(
     text.write_text(" ".join(tiny_tokenizers.SENTENCES) * 12)
     monkeypatch.setattr(gguf, "file_rows", lambda weights, _order, _spec: weights)
     arguments = ["--force", "--format", "gguf", "--text", text, "--no-calibration"]
-    result = cli("build", sound, "-o", out, *arguments)
+    result = cli("build", "--no-runtime", sound, "-o", out, *arguments)
     assert result.code == 21, result.err
     assert "unquantized GGUF export differs from the original" in last_line(result.err)
     untouched(out)
@@ -175,7 +177,7 @@ def test_failed_parity_stops_the_build(
 def test_full_disk(cli: Cli, sound: Path, small_disk: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(tiny_tokenizers.SENTENCES) * 12)
-    result = cli("build", sound, "-o", small_disk, "--text", text, "--no-calibration")
+    result = cli("build", "--no-runtime", sound, "-o", small_disk, "--text", text, "--no-calibration")
     assert result.code == 27, result.err
     assert "no space left on the disk" in last_line(result.err)
     assert list(small_disk.iterdir()) == []

@@ -31,7 +31,7 @@ def edgekit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `edgekit build` makes without any argument but a place."""
     folder = tmp_path_factory.mktemp("dist")
-    done = edgekit("build", "-o", folder)
+    done = edgekit("build", "--no-runtime", "-o", folder)
     assert done.returncode == 0, done.stderr
     assert "Mean KL divergence" in done.stdout
     return folder / "smollm2-135m.rpi5"
@@ -124,7 +124,7 @@ def test_inspect_tells_types_by_share_of_bytes(bundle: Path) -> None:
 
 def test_an_existing_bundle_is_not_overwritten(bundle: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    done = edgekit("build", "-o", bundle.parent)
+    done = edgekit("build", "--no-runtime", "-o", bundle.parent)
     assert done.returncode == 18
     assert (bundle / "manifest.json").read_bytes() == before
 

@@ -73,11 +73,11 @@ def test_every_size_of_disk(
 ) -> None:
     """Growing until it is enough: each run before that leaves the disk as empty as it was."""
     arguments = ["--format", container, "--text", text, "--no-calibration", "--no-cache"]
-    assert cli("build", sound, "-o", tmp_path / "whole", *arguments).code == 0
+    assert cli("build", "--no-runtime", sound, "-o", tmp_path / "whole", *arguments).code == 0
     whole, refusals = used(tmp_path / "whole"), 0
     for share in shares:
         resize(small_disk, int(whole * share))
-        result = cli("build", sound, "-o", small_disk, *arguments)
+        result = cli("build", "--no-runtime", sound, "-o", small_disk, *arguments)
         if result.code == 0:
             break
         refused(result, "no space left on the disk", "nothing was left half-written")
@@ -93,10 +93,10 @@ def test_old_bundle_survives_a_full_disk(cli: Cli, sound: Path, small_disk: Path
     """--force replaces it only when the new one is whole."""
     resize(small_disk, 1 << 16)
     arguments = ["-o", small_disk, "--format", "gguf", "--text", text, "--no-calibration", "--no-cache", "--force"]
-    assert cli("build", sound, *arguments).code == 0
+    assert cli("build", "--no-runtime", sound, *arguments).code == 0
     before = {name: (small_disk / name).read_bytes() for name in left(small_disk) if (small_disk / name).is_file()}
     resize(small_disk, used(small_disk) + 64)
-    refused(cli("build", sound, *arguments, "--seed", "7"), "no space left on the disk")
+    refused(cli("build", "--no-runtime", sound, *arguments, "--seed", "7"), "no space left on the disk")
     after = {name: (small_disk / name).read_bytes() for name in left(small_disk) if (small_disk / name).is_file()}
     assert after == before
 
@@ -108,21 +108,27 @@ def test_scratch_files_on_the_full_disk(
 
     monkeypatch.setenv("TMPDIR", str(small_disk))
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
-    result = cli("build", sound, "-o", small_disk / "out", "--text", text, "--no-calibration", "--no-cache")
+    result = cli(
+        "build", "--no-runtime", sound, "-o", small_disk / "out", "--text", text, "--no-calibration", "--no-cache"
+    )
     refused(result, "no space left on the disk")
     assert not [name for name in left(small_disk) if name != "out"]
 
 
 @pytest.mark.parametrize("place", ["", "deep/er"])
 def test_read_only_output(place: str, cli: Cli, sound: Path, read_only: Path, text: Path) -> None:
-    result = cli("build", sound, "-o", read_only / place, "--text", text, "--no-calibration", "--no-cache")
+    result = cli(
+        "build", "--no-runtime", sound, "-o", read_only / place, "--text", text, "--no-calibration", "--no-cache"
+    )
     refused(result, "cannot write", "Read-only file system", "choose another folder")
     assert left(read_only) == ["mine.txt"]
 
 
 def test_output_below_a_file(cli: Cli, sound: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    result = cli("build", sound, "-o", tmp_path / "file", "--text", text, "--no-calibration", "--no-cache")
+    result = cli(
+        "build", "--no-runtime", sound, "-o", tmp_path / "file", "--text", text, "--no-calibration", "--no-cache"
+    )
     refused(result, "cannot write", "choose another folder")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -130,5 +136,7 @@ def test_output_below_a_file(cli: Cli, sound: Path, text: Path, tmp_path: Path) 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_output_without_permission(cli: Cli, sound: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    result = cli("build", sound, "-o", tmp_path / "locked", "--text", text, "--no-calibration", "--no-cache")
+    result = cli(
+        "build", "--no-runtime", sound, "-o", tmp_path / "locked", "--text", text, "--no-calibration", "--no-cache"
+    )
     refused(result, "cannot write", "choose another folder")

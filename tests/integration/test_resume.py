@@ -37,7 +37,17 @@ class Place:
     cache: Path
 
     def start(self, *arguments: str, code: str = "from edgekit.cli.main import main; main()") -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, "build", str(self.model), "-o", str(self.out), *arguments]
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "build",
+            "--no-runtime",
+            str(self.model),
+            "-o",
+            str(self.out),
+            *arguments,
+        ]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "EDGEKIT_CACHE": str(self.cache), "PYTHONUNBUFFERED": "1"},

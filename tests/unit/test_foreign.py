@@ -541,23 +541,31 @@ def test_every_pin_is_exact() -> None:
 def test_the_remedy_for_an_unknown_family_names_both_ways(cli: Cli, tmp_path: Path) -> None:
     folder = tiny.make(tmp_path / "model", **GRANITE)
     words = ("GraniteForCausalLM", "--llama-cpp DIR", "--exporter optimum")
-    cli("build", folder, "-o", tmp_path / "out").refused(15, *words)
+    cli("build", "--no-runtime", folder, "-o", tmp_path / "out").refused(15, *words)
 
 
 def test_a_folder_that_is_no_tree(cli: Cli, sound: Path, tmp_path: Path) -> None:
-    cli("build", sound, "--llama-cpp", tmp_path, "-o", tmp_path / "out").refused(10, "convert_hf_to_gguf.py")
+    cli("build", "--no-runtime", sound, "--llama-cpp", tmp_path, "-o", tmp_path / "out").refused(
+        10, "convert_hf_to_gguf.py"
+    )
 
 
 def test_an_exporter_for_a_format_that_is_not_built(cli: Cli, sound: Path, tmp_path: Path) -> None:
     there = tree(tmp_path / "tree", "")
-    cli("build", sound, "--llama-cpp", there, "--format", "onnx").refused(29, "--llama-cpp", "--format gguf")
-    cli("build", sound, "--exporter", "optimum", "--format", "gguf").refused(29, "--exporter", "--format onnx")
+    cli("build", "--no-runtime", sound, "--llama-cpp", there, "--format", "onnx").refused(
+        29, "--llama-cpp", "--format gguf"
+    )
+    cli("build", "--no-runtime", sound, "--exporter", "optimum", "--format", "gguf").refused(
+        29, "--exporter", "--format onnx"
+    )
 
 
 def test_a_format_that_nobody_makes(cli: Cli, tmp_path: Path) -> None:
     folder, there = tiny.make(tmp_path / "model", **GRANITE), tree(tmp_path / "tree", "")
     asked = ("--format", "gguf", "--format", "onnx")
-    cli("build", folder, "--llama-cpp", there, *asked).refused(15, "GraniteForCausalLM", "--exporter optimum")
+    cli("build", "--no-runtime", folder, "--llama-cpp", there, *asked).refused(
+        15, "GraniteForCausalLM", "--exporter optimum"
+    )
 
 
 class Listener(Quiet):
@@ -588,7 +596,7 @@ def test_a_failed_conversion_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatc
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     folder = tiny.make(tmp_path / "model", **GRANITE)
     there = tree(tmp_path / "tree", "open(out, 'w').write('half')\nsys.exit('it broke')")
-    said = cli("build", folder, "--llama-cpp", there, "-o", tmp_path / "out")
+    said = cli("build", "--no-runtime", folder, "--llama-cpp", there, "-o", tmp_path / "out")
     assert said.code == 30
     assert "it broke" in said.err.splitlines()[-1]
     assert not list((tmp_path / "out").iterdir())

@@ -1,4 +1,4 @@
-"""Which ids genai_config.json names as the ends of a text."""
+"""What genai_config.json says: which ids end a text, and how a session is to be set up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import tiny
 
 pytest.importorskip("onnx")
 
+from edgekit import targets
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import open_checkpoint
+from edgekit.engines.ort import session_entries
 from edgekit.export.genai_config import genai_config
 
 
@@ -51,3 +53,18 @@ def test_a_model_without_any_end(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
     made = genai_config(open_checkpoint(folder))["model"]
     assert (made["eos_token_id"], made["pad_token_id"]) == (0, 0)
+
+
+def test_the_session_s_entries_reach_the_engine_and_no_others(tmp_path: Path) -> None:
+    folder = tiny.make(tmp_path / "model")
+    asked = {"mlas.disable_kleidiai": "1", "session.load_model_format": "ORT", "session.intra_op.allow_spinning": "x"}
+    config = genai_config(open_checkpoint(folder), asked)
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert session_entries(folder) == {"mlas.disable_kleidiai": "1"}
+    (folder / "genai_config.json").write_text("[]")
+    assert session_entries(folder) == {}
+
+
+def test_every_target_asks_for_activations_by_the_block() -> None:
+    for path in Path(targets.__file__).parents[1].joinpath("targets").glob("[a-z]*.toml"):
+        assert targets.load(path.stem).runtime.onnx.session == {"mlas.disable_kleidiai": "1"}
