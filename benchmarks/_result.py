@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
-RESAMPLES = 10_000
-ENOUGH = 6
-"""Pairs from which a bootstrap interval is given; with fewer, the smallest and the largest ratio stand for it."""
+from edgekit.bench.stats import median_interval
 
 Measure = Literal["ratio_at_most", "ratio_at_least", "ours_below"]
 
@@ -66,17 +62,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A median and how sure it is."""
-
-    median: float
-    low: float
-    high: float
-    method: str
-    """"bootstrap 95 %" or "min to max"."""
-
-
 def ratios(row: Row) -> list[float]:
     """Our figure divided by the peer's, pair by pair.
 
@@ -84,23 +69,6 @@ def ratios(row: Row) -> list[float]:
         ValueError: the two sides have different numbers of figures.
     """
     return [own / other for own, other in zip(row.ours, row.peers, strict=True)]
-
-
-def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Median with its percentile-bootstrap interval (95 %, resampled pairs), or with min and max of under six values.
-
-    Raises:
-        ValueError: `values` is empty or holds NaN or infinity.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if not array.size or not np.isfinite(array).all():
-        raise ValueError("a median needs at least one value, all of them finite")
-    median = float(np.median(array))
-    if array.size < ENOUGH:
-        return Interval(median, float(array.min()), float(array.max()), "min to max")
-    drawn = np.random.default_rng(seed).integers(array.size, size=(RESAMPLES, array.size))
-    low, high = np.quantile(np.median(array[drawn], axis=1), [0.025, 0.975])
-    return Interval(median, float(low), float(high), "bootstrap 95 %")
 
 
 def reached(row: Row) -> bool:

@@ -1,4 +1,7 @@
-"""Turn the raw figures in benchmarks/results into the tables of docs/benchmarks.md: `python -m benchmarks.table`."""
+"""Write the tables of docs/benchmarks.md: `python -m benchmarks.table`.
+
+What was measured is read from benchmarks/results; what is predicted is computed anew.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import prediction
 from benchmarks._result import load, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin, written by python -m benchmarks.table -->", "<!-- figures: end -->"
+PREDICTED = "<!-- prediction: begin, written by python -m benchmarks.table -->", "<!-- prediction: end -->"
 NOTHING = "No figures are committed yet."
 
 
@@ -21,16 +26,21 @@ def tables(folder: Path) -> str:
     return "\n".join(markdown(load(path)) for path in sorted(folder.glob("*.json"))) or NOTHING + "\n"
 
 
-def filled(document: str, figures: str) -> str:
-    """The document with `figures` between its two markers.
+def filled(document: str, figures: str, begin: str = BEGIN, end: str = END) -> str:
+    """The document with `figures` between two markers.
 
     Raises:
         ValueError: a marker is missing, or there are two of it.
     """
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
+    if document.count(begin) != 1 or document.count(end) != 1:
         raise ValueError("the document must have both markers once")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{figures}\n{END}{rest.partition(END)[2]}"
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}\n\n{figures}\n{end}{rest.partition(end)[2]}"
+
+
+def written(document: str) -> str:
+    """The document with all of its tables as they have to be."""
+    return filled(filled(document, tables(RESULTS)), prediction.figures() + "\n", *PREDICTED)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; fail when the tables are out of date")
     options = parser.parse_args(arguments)
     old = DOCUMENT.read_text(encoding="utf8")
-    new = filled(old, tables(RESULTS))
+    new = written(old)
     if options.check and new != old:
         raise SystemExit(f"{DOCUMENT} is out of date: python -m benchmarks.table")
     if not options.check:

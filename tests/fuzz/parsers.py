@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import board_sensors
+import device_answers
 import mutations
 import samples
 import tiny
@@ -27,7 +29,8 @@ from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.gguf_source import convert, read_gguf
 from edgekit.checkpoint.lora import read_adapter
 from edgekit.coherence import container, text
-from edgekit.errors import EdgekitError
+from edgekit.crossbuild.audit import audit
+from edgekit.errors import AuditError, EdgekitError
 from edgekit.export.gguf_vocab import read_vocab
 from edgekit.inspecting_files import gguf_file, safetensors_file
 from edgekit.inspecting_onnx import onnx_file
@@ -296,9 +299,24 @@ def _text(folder: Path) -> tuple[tuple[bytes, ...], Target]:
     return (seed, b"\xef\xbb\xbf" + seed), lambda data: target(folder, data)
 
 
+# --- runtimes --------------------------------------------------------------------------------------------------------
+
+
+_RPI5 = targets.load("rpi5")
+
+
+def _audited(path: Path) -> None:
+    """The audit lists faults; an error says the first of them, as the verb does."""
+    found = audit(path, _RPI5, start=False)
+    assert all(len(fault) < MAX_SENTENCE for fault in found.faults)
+    if found.faults:
+        raise AuditError(found.faults[0])
+
+
 _TEMPLATE = mutations.worded(samples.TEMPLATE_WORDS)
 _TOML = mutations.worded(samples.TOML_WORDS)
 _JSON = mutations.any_json
+_ANSWERS = mutations.worded(device_answers.WORDS)
 
 PARSERS = {
     parser.name: parser
@@ -358,6 +376,27 @@ PARSERS = {
         Parser(
             "onnx", "any .onnx file: `onnx_file`",
             _simple(lambda _: (samples.onnx_model(),), "model.onnx", onnx_file), mutations.any_onnx,
+        ),
+        Parser(
+            "elf", "a program or library: `crossbuild.audit`",
+            _simple(samples.elf_files, "tool", _audited), mutations.any_bytes,
+        ),
+        Parser(
+            "wheel", "a wheel with native code: `crossbuild.audit`",
+            _simple(lambda folder: (samples.wheel_file(folder),), samples.WHEEL, _audited), mutations.any_zip,
+        ),
+        Parser(
+            "board-answers", "vcgencmd, tegrastats, nvpmodel, jetson_clocks: `devices.boards`",
+            board_sensors.answers, mutations.worded(board_sensors.WORDS),
+        ),
+        Parser("board", "a board's files and programs: `detect`, `Board.sample`", board_sensors.machines, _JSON),
+        Parser("meter", "a power meter's CSV: `CsvMeter`", board_sensors.meter, mutations.worded(board_sensors.ROWS)),
+        Parser("probe", "what a device says it is: `probe.parse`", device_answers.probes, _ANSWERS),
+        Parser("survey", "what a device says it holds: `upload.parse_survey`", device_answers.surveys, _ANSWERS),
+        Parser("look", "how a measurement there is: `follow.parse`; ssh's words", device_answers.looks, _ANSWERS),
+        Parser(
+            "inventory", "inventory.toml: `inventory.parse`",
+            device_answers.inventories, mutations.worded(device_answers.NAMES),
         ),
     )
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import tiny
+import tiny_elf
 import tiny_gguf
 import tiny_tokenizers
 from tiny import Tiny
@@ -183,6 +184,26 @@ def onnx_model() -> bytes:
     ]
     data: bytes = make.make_model(make.make_graph(nodes, "g", [], [], weights)).SerializeToString()
     return data
+
+
+WHEEL = "thing-1.0-cp311-cp311-manylinux_2_17_aarch64.whl"
+
+
+def elf_files(_folder: Path) -> tuple[bytes, ...]:
+    """A program and a Python module for a Raspberry Pi 5, with everything that is read of such files."""
+    made = tiny_elf.TinyElf(
+        code=(*tiny_elf.OUTLINED, tiny_elf.SDOT, tiny_elf.NOP, tiny_elf.RET), soname="thing.so", runpath="$ORIGIN/lib",
+        needed=("libc.so.6", "libstdc++.so.6"), exports=("PyInit_thing", "dot"), imports=("getauxval",),
+        versions={"libc.so.6": ("GLIBC_2.17",), "libstdc++.so.6": ("GLIBCXX_3.4.21", "CXXABI_1.3.9")},
+    )  # fmt: skip
+    program = tiny_elf.TinyElf(program=True, interpreter=tiny_elf.LOADER, needed=("libc.so.6",), debug=64)
+    return made.build(), program.build()
+
+
+def wheel_file(folder: Path) -> bytes:
+    """A wheel with a Python module."""
+    module = "thing/_thing.cpython-311-aarch64-linux-gnu.so"
+    return tiny_elf.wheel(folder, WHEEL, {module: elf_files(folder)[0], "thing/__init__.py": b""}).read_bytes()
 
 
 TEMPLATES = tuple(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import decode_speed, table
+from benchmarks import bench_overhead, decode_speed, instructions, table
 from benchmarks._measure import begin, natural, pairs, parser, positive, run
 from benchmarks._result import (
     Limit,
@@ -23,11 +23,12 @@ from benchmarks._result import (
     first_difference,
     load,
     markdown,
-    median_interval,
     ratios,
     reached,
     save,
 )
+from edgekit.bench.stats import median_interval
+from edgekit.emulator.counting import PerToken
 
 MACHINE = Machine(
     cpu="a CPU", architecture="x86_64", physical_cores=2, logical_cores=4, memory_gib=8.0, system="Linux 6",
@@ -71,6 +72,25 @@ def test_defaults_and_given_arguments() -> None:
 def test_decode_speed_refuses_before_it_loads_anything(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         decode_speed.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--bundle", "there/is/none"], ["--format", "pt"], ["--tokens", "65", "--context", "64"]]
+)
+def test_bench_overhead_refuses_before_it_loads_anything(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench_overhead.main(arguments)
+
+
+def test_a_llama_bench_that_says_something_else_ends_it(tmp_path: Path) -> None:
+    program = tmp_path / "llama-bench"
+    program.write_text("#!/bin/sh\necho '[{}]'\n")
+    program.chmod(0o755)
+    setup = bench_overhead.Setup(tmp_path, 1, 2, 64, program)
+    with pytest.raises(SystemExit, match="expected"):
+        bench_overhead.llama_bench(program, setup)
+    program.write_text("#!/bin/sh\necho '[{\"avg_ts\": 12.5}]'\n")
+    assert bench_overhead.llama_bench(program, setup) == 12.5
 
 
 def test_the_command_to_repeat_leaves_out_where_figures_went() -> None:
@@ -174,3 +194,32 @@ def test_only_the_text_between_the_markers_changes() -> None:
 def test_the_document_shows_the_committed_figures() -> None:
     document = table.DOCUMENT.read_text(encoding="utf8")
     assert table.filled(document, table.tables(table.RESULTS)) == document
+
+
+@pytest.mark.parametrize("arguments", [["--binary", "zig"], ["--binary", "=/bin/sh"], ["--binary", "zig=/no/such"]])
+def test_instructions_refuses_what_is_no_binary(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        instructions.main(arguments)
+
+
+def test_instructions_says_in_a_sentence_what_cannot_be_emulated() -> None:
+    with pytest.raises(SystemExit, match="edgekit: target host cannot be emulated"):
+        instructions.main(["--target", "host", "--binary", f"sh={sys.executable}"])
+
+
+def test_instructions_judges_the_first_build_against_the_limit_and_the_others() -> None:
+    found = {
+        "zig": [PerToken(37e6, 18e6)] * 2,
+        "gcc": [PerToken(38e6, 17e6)] * 2,
+        "generic": [PerToken(90e6, 80e6)] * 2,
+    }
+    rows = instructions.rows(found, "a model", "cortex-a76")
+    assert [(one.title.split(",")[0], one.peer, reached(one)) for one in rows] == [
+        ("decode", "gcc build", True), ("decode", "generic build", True),
+        ("prefill", "gcc build", True), ("prefill", "generic build", True),
+    ]  # fmt: skip
+    assert rows[0].limit == Limit(measure="ours_below", value=40.0)
+    slow = instructions.rows({"zig": [PerToken(41e6, 18e6)]}, "a model", "cortex-a76")
+    assert [reached(one) for one in slow] == [False, True]
+    assert instructions.repeats(found)
+    assert not instructions.repeats({"zig": [PerToken(37e6, 18e6), PerToken(37.1e6, 18e6)]})

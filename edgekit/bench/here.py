@@ -1,0 +1,138 @@
+"""A bundle on the machine this runs on: every engine, every figure of a protocol, one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgekit import __version__
+from edgekit.bench import site
+from edgekit.bench.engine_run import Job, run_engine
+from edgekit.bench.journal import Identity, Journal, open_journal
+from edgekit.bench.measure import Bench
+from edgekit.bench.plan import Protocol, digest
+from edgekit.bench.result import (
+    BenchResult,
+    BundleRef,
+    Device,
+    DeviceKind,
+    EngineRun,
+    Format,
+    TargetRef,
+)
+from edgekit.bench.sensors import Sensors
+from edgekit.bench.worker import Process, Start
+from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.manifest import REFERENCE, identity
+from edgekit.bundle.paths import read_bounded
+from edgekit.bundle.tokenizer import load_tokenizer
+from edgekit.coherence.container import load
+from edgekit.coherence.reference import Reference
+from edgekit.files import cache_dir
+from edgekit.progress import Progress
+from edgekit.report.model import Report, from_json
+from edgekit.targets import Target
+
+_MAX_REPORT = 64 << 20
+
+
+def bench_here(
+    bundle: Bundle,
+    target: Target,
+    protocol: Protocol,
+    *,
+    formats: Sequence[Format] = (),
+    journal: Path | None = None,
+    progress: Progress,
+    sensors: Sensors | None = None,
+    kind: DeviceKind = "measured",
+    threads: int = 0,
+    url: str = "local",
+    preflight: dict[str, str] | None = None,
+    fresh: bool = False,
+    start: Start = Process,
+) -> BenchResult:
+    """Measure what `protocol` says; what an interrupted run with the same journal measured is not measured again.
+
+    Args:
+        bundle: opened and checked, so its files are in the page cache.
+        target: whose settings are the first guess.
+        protocol: what is measured, how often.
+        formats: all of the bundle's when empty.
+        journal: folder in which the run's journal stays; None: one of the cache, removed when the run is finished.
+        progress: told what is going on.
+        sensors: of the board, while it works.
+        kind: "emulated" when this machine is an emulated board; every figure says so.
+        threads: for both phases; 0: the target's, then the sweep's.
+        url: what the user called the device.
+        preflight: what was asked before, for the record.
+        fresh: forget what an earlier run with this journal measured.
+        start: makes a fresh measuring process.
+
+    Returns:
+        The result; an engine that failed has a `failure`, and the figures that were there before.
+
+    Raises:
+        BundleError: the bundle has none of a format.
+        DeviceError, FileFormatError, OutputError: see :func:`edgekit.bench.journal.open_journal`.
+    """
+    chosen = [bundle.artefact(form) for form in dict.fromkeys(formats)] or list(bundle.manifest.artefacts)
+    facts, found = site.machine_facts(), site.versions()
+    same = Identity(
+        bundle=identity(bundle.manifest), protocol=digest(protocol), options=_options(target, threads),
+        machine=site.machine_key(facts, found, kind),
+    )  # fmt: skip
+    with open_journal(journal or cache_dir() / "bench", same, fresh=fresh) as book:
+        run, plain = site.take_up(book), sensors or Sensors()
+        bench = Bench(protocol, kind, run.sensors(plain))
+        job = Job(
+            bundle, target, bench, run, progress, start, threads, load_tokenizer(bundle.tokenizer),
+            _reference(bundle), _report(bundle),
+        )  # fmt: skip
+        runs = tuple(run_engine(job, artefact) for artefact in chosen)
+        device = Device(url=url, kind=kind, machine=facts, board=plain.facts, versions=found)
+        result = _result(job, same, book, device, preflight or {}, runs)
+        if journal is None and not result.failures:
+            book.remove()
+        return result
+
+
+def _options(target: Target, threads: int) -> str:
+    """What else decides how engines are run."""
+    settings = hashlib.sha256(msgspec.json.encode(target.runtime)).hexdigest()
+    return f"target {target.name} {settings}, threads {threads}"
+
+
+def _result(
+    job: Job, same: Identity, book: Journal, device: Device, preflight: dict[str, str], runs: tuple[EngineRun, ...]
+) -> BenchResult:
+    manifest = job.bundle.manifest
+    return BenchResult(
+        edgekit=__version__,
+        bundle=BundleRef(
+            name=manifest.name, model=manifest.model.name, manifest_sha256=same.bundle, target=manifest.target.id
+        ),
+        target=TargetRef(id=job.target.name, title=job.target.title),
+        device=device, protocol=job.bench.protocol, measured_on=device.kind, started=book.started.isoformat(),
+        parts=job.run.parts, seconds=job.run.now(), preflight=preflight, notes=job.bench.sensors.notes(), runs=runs,
+        environment=tuple(point for run in runs for window in _windows(run) for point in window.trace),
+    )  # fmt: skip
+
+
+def _windows(run: EngineRun) -> Iterator[Any]:
+    parts = [*run.sweep, *run.loading, *run.prefill, run.decode, run.talk, run.coherence]
+    return (part.window for part in parts if part is not None)
+
+
+def _reference(bundle: Bundle) -> Reference | None:
+    return load(bundle.reference) if REFERENCE in bundle.manifest.files else None
+
+
+def _report(bundle: Bundle) -> Report | None:
+    if "report.json" not in bundle.manifest.reports:
+        return None
+    return from_json(read_bounded(bundle.root, "report.json", _MAX_REPORT))

@@ -1,0 +1,91 @@
+"""A result in lines for a terminal. Emulated figures are called what they are, and none of them a latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Figure, Loading, Quantity
+from edgekit.bundle.paths import plain
+
+EMULATED = (
+    "Computed on an emulated board: what it says is what the board would say; how fast it was says nothing about the "
+    "board."
+)
+
+
+def lines(result: BenchResult) -> Iterator[str]:
+    """What was found, engine by engine."""
+    yield (
+        f"{plain(result.bundle.name)} on {plain(result.device.url)} ({plain(result.device.machine.get('cpu', '?'))}), "
+        f"settings of {plain(result.target.title)}, protocol {plain(result.protocol.name)}"
+    )
+    if result.measured_on == "emulated":
+        yield EMULATED
+    for run in result.runs:
+        yield from (f"  {line}" if index else line for index, line in enumerate(_run(run)))
+    yield from map(plain, result.notes)
+    if result.parts > 1:
+        yield f"Taken up {result.parts - 1} × after an interruption."
+
+
+def shown(quantity: Quantity) -> str:
+    """As "12.3 tokens/s (12.1 – 12.4, n = 5)", with "emulated" where it is."""
+    kind = "" if quantity.kind == "measured" else f" {quantity.kind}"
+    return f"{quantity.value:.4g} {quantity.unit}{kind} ({quantity.low:.4g} – {quantity.high:.4g}, n = {quantity.n})"
+
+
+def _run(run: EngineRun) -> Iterator[str]:
+    at = run.settings
+    pinned = f", CPUs {', '.join(map(str, at.affinity))}" if at.affinity else ""
+    yield (
+        f"{run.format.upper()} in {plain(run.engine)} {plain(run.version)}: "
+        f"threads {at.prefill_threads} for prompts, {at.decode_threads} for generating{pinned} (by the {at.by})"
+    )
+    for one in run.loading:
+        yield from _loading(one)
+    for read in run.prefill:
+        first = f"; first token after {shown(read.ttft.quantity)}" if read.ttft.quantity.kind == "measured" else ""
+        yield f"prompt of {read.tokens}: {shown(read.speed.quantity)}{first}{_energy(read.energy)}"
+    if run.decode:
+        yield f"generating {run.decode.tokens}: {shown(run.decode.speed.quantity)}{_energy(run.decode.energy)}"
+        times = run.decode.inter_token
+        if times.kind == "measured":
+            spread = f"p50 {times.p50:.3g} ms, p95 {times.p95:.3g} ms, p99 {times.p99:.3g} ms"
+            yield f"between tokens: {spread}, n = {times.n}"
+    if run.talk:
+        yield f"end to end, {run.talk.prompt_tokens} + {run.talk.tokens} tokens: {shown(run.talk.speed.quantity)}"
+    if run.coherence:
+        yield from _coherence(run.coherence)
+    yield from map(plain, run.notes)
+    if run.failure:
+        yield f"ended here: {plain(run.failure.sentence)}"
+
+
+def _energy(energy: Figure | None) -> str:
+    return f"; {shown(energy.quantity)}" if energy else ""
+
+
+def _loading(one: Loading) -> Iterator[str]:
+    mode = f" ({one.mode})" if one.mode else ""
+    yield f"loading{mode}: {shown(one.seconds.quantity)}, page cache {one.page_cache}"
+    yield (
+        f"memory{mode}: {_mib(one.empty.resident_mib)} before, at most {_mib(one.loaded.peak_mib)} when loaded, "
+        f"at most {_mib(one.ran.peak_mib)} when it had run"
+    )
+
+
+def _mib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0f} MiB"
+
+
+def _coherence(found: DeviceCoherence) -> Iterator[str]:
+    here = found.here
+    yield (
+        f"coherence: mean KL divergence {here.kl_mean:.4f} nats, same top token {100 * here.same_top:.1f} %, "
+        f"perplexity ratio {here.ppl_ratio:.4f}, {here.positions} positions"
+    )
+    if found.recorded_kl is not None and found.whole:
+        yield f"where it was built: mean KL divergence {found.recorded_kl:.4f} nats"
+    if host := found.against_host:
+        same = sum(index is None for index in host.first_divergent_token)
+        yield f"continuations the same as where it was built: {same} of {host.prompts}"

@@ -1,0 +1,137 @@
+"""Two runs side by side: what differs between them, and whether their intervals leave any doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekit.bench import plan
+from edgekit.bench.baseline import apart, board_kind, common, share, threads
+from edgekit.bench.disturbances import timed_windows
+from edgekit.bench.figures import Named, by_key
+from edgekit.bench.result import BenchResult, EngineRun
+from edgekit.bench_report import words
+from edgekit.bench_report.html import page
+from edgekit.bundle.paths import plain
+
+Word = Literal["better", "worse", "same", "unclear", "differs", "not compared"]
+"""Unclear: the intervals have values in common. Differs: there are no intervals to tell."""
+MIXED = "One run was measured on a board and the other emulated: their speeds and memory are not compared."
+NONE_IN_COMMON = "The runs have no format in common."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both runs."""
+
+    title: str
+    left: str
+    right: str
+    change: str
+    verdict: Word
+
+
+@dataclass(frozen=True)
+class Group:
+    """The figures of one format."""
+
+    title: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs; the first is A."""
+
+    left: str
+    right: str
+    differences: list[tuple[str, str, str]]
+    """What is not the same: title, of A, of B."""
+    groups: list[Group]
+    notes: list[str]
+
+
+def compare(left: BenchResult, right: BenchResult) -> Comparison:
+    """Figures of two runs, two models or two boards."""
+    mixed = left.measured_on != right.measured_on
+    pairs = common(left, right)
+    notes = [MIXED] if mixed else []
+    notes += [] if pairs else [NONE_IN_COMMON]
+    for name, result in (("A", left), ("B", right)):
+        if any(window.disturbances for run in result.runs for _, window in timed_windows(run)):
+            notes.append(f"{name} was disturbed while it was measured: its speeds say little.")
+    groups = [Group(title, list(_rows(*both, mixed=mixed))) for title, both in pairs.items()]
+    return Comparison(_title(left), _title(right), list(_differences(left, right)), groups, notes)
+
+
+def html(found: Comparison) -> str:
+    """The page as HTML 5 text."""
+    return page("compare.html.j2", found=found)
+
+
+def _title(result: BenchResult) -> str:
+    return f"{plain(result.bundle.name, 80)} on {words.device(result)}"
+
+
+def _rows(left: EngineRun, right: EngineRun, *, mixed: bool) -> Iterator[Row]:
+    ours, theirs = by_key(left), by_key(right)
+    for key in dict.fromkeys([*ours, *theirs]):
+        a, b = ours.get(key), theirs.get(key)
+        if one := a or b:
+            change, verdict = _change(a, b, mixed=mixed)
+            unit = f", {one.unit}" if one.unit not in ("", "share") else ""
+            yield Row(one.title + unit, _cell(a), _cell(b), change, verdict)
+
+
+def _cell(found: Named | None) -> str:
+    if found is None:
+        return "–"
+    bare = words.said(found).removesuffix(f" {found.unit}")
+    spread = words.interval(found.low, found.high, found.unit).replace(" to ", "–")
+    return bare + (f" ({spread})" if spread else "")
+
+
+def _change(a: Named | None, b: Named | None, *, mixed: bool) -> tuple[str, Word]:
+    if a is None or b is None:
+        return "", "not compared"
+    if mixed and a.group != "coherence":
+        return "emulated", "not compared"
+    if a.unit != b.unit:
+        return "another unit", "not compared"
+    if a.value == b.value:
+        return "same", "same"
+    if not apart(a, b):
+        return "unclear", "unclear"
+    amount = share(a, b).strip(" ()")
+    if a.low is None or b.low is None:  # without intervals nothing says whether it would come out so again
+        return amount, "differs"
+    verdict: Word = "better" if (b.value > a.value) == a.more_is_better else "worse"
+    return f"{amount} {verdict}".strip(), verdict
+
+
+def _differences(left: BenchResult, right: BenchResult) -> Iterator[tuple[str, str, str]]:
+    """Everything but the figures, where it is not the same."""
+    ours, theirs = _setting(left), _setting(right)
+    for title in dict.fromkeys([*ours, *theirs]):
+        a, b = ours.get(title, "–"), theirs.get(title, "–")
+        if a != b:
+            yield plain(title, 60), plain(a), plain(b)
+
+
+def _setting(result: BenchResult) -> dict[str, str]:
+    board = result.device.board
+    found = {
+        "Figures are": result.measured_on, "Bundle": result.bundle.name, "Model": result.bundle.model,
+        "Manifest": result.bundle.manifest_sha256[:16], "Settings of": result.target.title,
+        "Device": result.device.url, "Board": board_kind(result),
+        "Protocol": f"{result.protocol.name} ({plan.digest(result.protocol)[:8]})", "edgekit": result.edgekit,
+    }  # fmt: skip
+    if board:
+        found |= {"Firmware": board.firmware or "–", "Governor": board.governor or "–", "Mode": board.power_mode or "–"}
+    found |= {f"Version of {name}": version for name, version in list(result.device.versions.items())[:40]}
+    found |= {name: value for name, value in list(result.device.machine.items())[:40] if name in ("system", "python")}
+    for run in result.runs[:4]:
+        found[f"{run.format.upper()} threads"] = threads(run)
+        found[f"{run.format.upper()} loaded"] = run.settings.mode or "as the engine does"
+    return found

@@ -1,0 +1,102 @@
+"""JUnit XML as GitHub's and GitLab's viewers read it: a suite a device, a case a check.
+
+INVALID is an error, FAIL a failure, NOT JUDGED is skipped. Every engine also has the cases "runs to its end" and
+"undisturbed", so that a throttled board shows even where no limit of speed was set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+from edgekit.bench.judge import EngineJudgement
+from edgekit.bench.verdicts import Verdict
+from edgekit.bench_report import words
+from edgekit.bench_report.words import Entry
+from edgekit.bundle.paths import plain
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no XML 1.0 document may hold, escaped or not."""
+_ELEMENTS: dict[Verdict, tuple[str, str]] = {
+    "FAIL": ("failure", "GateError"), "INVALID": ("error", "InvalidMeasurementError"), "NOT JUDGED": ("skipped", ""),
+}  # fmt: skip
+_MOST = 1000
+"""Characters of a message, and entries of a list."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    verdict: Verdict
+    sentence: str
+
+
+def junit(entries: Sequence[Entry]) -> bytes:
+    """The document in UTF-8."""
+    root = ET.Element("testsuites", name="edgekit bench")
+    for entry in entries[:_MOST]:
+        root.append(_suite(entry))
+    for name in ("tests", "failures", "errors"):
+        root.set(name, str(sum(int(suite.get(name, "0")) for suite in root)))
+    ET.indent(root)
+    document: str = ET.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{document}\n'.encode()
+
+
+def text(value: str, limit: int = _MOST) -> str:
+    """A stranger's text in one line that XML can hold."""
+    return _NOT_XML.sub("\ufffd", plain(value, limit))
+
+
+def _suite(entry: Entry) -> ET.Element:
+    result = entry.result
+    groups = [(engine.format, list(_cases(entry, engine))) for engine in entry.judgement.engines]
+    suite = ET.Element("testsuite", name=text(entry.title, 300))
+    for key, count in _counts(case for _, cases in groups for case in cases).items():
+        suite.set(key, count)
+    suite.set("time", f"{min(max(result.seconds, 0.0), 1e9):.3f}")
+    suite.set("timestamp", text(result.started[:19], 19))
+    properties = ET.SubElement(suite, "properties")
+    for name, value in [("figures", result.measured_on), *words.facts(result)]:
+        ET.SubElement(properties, "property", name=text(name, 80), value=text(value))
+    for form, cases in groups:
+        for case in cases:
+            suite.append(_element(case, f"edgekit.bench.{form}.{text(result.bundle.name, 200)}"))
+    said = [entry.judgement.sentence, *(f"{e.format}: {note}" for e in entry.judgement.engines for note in e.notes)]
+    ET.SubElement(suite, "system-out").text = "\n".join(text(line) for line in said[:_MOST])
+    return suite
+
+
+def _cases(entry: Entry, engine: EngineJudgement) -> Iterator[_Case]:
+    ended = [check for check in engine.checks if check.group == "run"]
+    if not ended:
+        yield _Case("runs to its end", "PASS", "")
+    disturbed = [*entry.judgement.disturbances, *engine.disturbances]
+    yield _Case("undisturbed", "INVALID" if disturbed else "PASS", "; ".join(disturbed))
+    names: set[str] = set()
+    for check in engine.checks[:_MOST]:
+        name = check.title if check.group != "run" else "runs to its end"
+        name = f"{name} ({words.limit(check)})" if check.limit is not None else name
+        yield _Case(name if name not in names else f"{name} [{check.name}]", check.verdict, check.sentence)
+        names.add(name)
+
+
+def _counts(cases: Iterable[_Case]) -> dict[str, str]:
+    said = [case.verdict for case in cases]
+    found = {"failures": "FAIL", "errors": "INVALID", "skipped": "NOT JUDGED"}
+    return {"tests": str(len(said)), **{name: str(sum(v == verdict for v in said)) for name, verdict in found.items()}}
+
+
+def _element(case: _Case, classname: str) -> ET.Element:
+    made = ET.Element("testcase", classname=classname, name=text(case.name, 300), time="0")
+    if case.verdict in _ELEMENTS:
+        tag, kind = _ELEMENTS[case.verdict]
+        found = ET.SubElement(made, tag, message=text(case.sentence))
+        if kind:
+            found.set("type", kind)
+            found.text = text(case.sentence)
+    elif case.sentence:
+        ET.SubElement(made, "system-out").text = text(case.sentence)
+    return made
