@@ -175,7 +175,7 @@ def with_gguf(bundle: Path, monkeypatch: pytest.MonkeyPatch, shift: int = 0) -> 
     seal_bundle(bundle, ("onnx", "gguf"))
     real = opening.open_engine
 
-    def fake(container: str, path: Path, **options: int) -> Any:
+    def fake(container: str, path: Path, **options: Any) -> Any:
         return Bigram(table(0.3), shift) if container == "gguf" else real(container, path, **options)
 
     monkeypatch.setattr(opening, "open_engine", fake)
