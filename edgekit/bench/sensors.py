@@ -51,6 +51,8 @@ class Sensors:
     sleep: Callable[[float], None] = time.sleep
     board: Board | None = None
     """Who is asked; None: nobody."""
+    energy: bool = True
+    """False on an emulated board: its sensors are props that a test moves, and nothing there consumes what they say."""
 
     def window(self, begin: float, end: float) -> Window:
         """A stretch of the monotonic clock as the result holds it."""
@@ -64,7 +66,7 @@ class Sensors:
 
     def joules(self, stretches: Sequence[tuple[float, float]]) -> list[float]:
         """Energy of each (begin, end); empty when one of them was not measured."""
-        if self.sampler is None:
+        if self.sampler is None or not self.energy:
             return []
         self._after(max(end for _, end in stretches))
         found = [self.sampler.energy_j(begin, end) for begin, end in stretches]
@@ -86,7 +88,7 @@ class Sensors:
 
 
 @contextmanager
-def board_sensors(target: Target) -> Iterator[Sensors]:
+def board_sensors(target: Target, *, energy: bool = True) -> Iterator[Sensors]:
     """The sensors of this machine, as the target describes them, sampled while the block runs."""
     from edgekit.devices.boards.access import here
     from edgekit.devices.boards.detect import detect
@@ -95,7 +97,7 @@ def board_sensors(target: Target) -> Iterator[Sensors]:
     board = detect(target, *here())
     facts = board.facts()
     with Thread(board, target.power.sample_hz, scope=facts.power_scope) as sampler:
-        yield Sensors(sampler, board.disturbance, facts, lambda: sampler.status.words, board=board)
+        yield Sensors(sampler, board.disturbance, facts, lambda: sampler.status.words, board=board, energy=energy)
 
 
 def _full(sample: Sample) -> bool:

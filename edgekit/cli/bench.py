@@ -129,7 +129,8 @@ def _here(
     from edgekit.bench.ready import ready
     from edgekit.bench.sensors import board_sensors
 
-    with board_sensors(settings) as sensors, ready(settings, sensors.board, progress) as preflight:
+    real = kind == "measured"
+    with board_sensors(settings, energy=real) as sensors, ready(settings, sensors.board, progress) as preflight:
         return bench_here(
             opened, settings, named(protocol), formats=formats, journal=journal, progress=progress, sensors=sensors,
             kind=kind, threads=threads, fresh=fresh, preflight=preflight,
