@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from edgekit import cache, locks
+from edgekit import cache
 from edgekit.emulator.needs import program, require
-from edgekit.emulator.userland import NETWORK, archive, run
+from edgekit.emulator.userland import NETWORK, archive, made_once, run
 from edgekit.errors import EmulatorError
-from edgekit.files import cache_dir, whole_folder
-from edgekit.progress import Progress, Quiet
+from edgekit.files import cache_dir
+from edgekit.progress import Progress
 
 PACKAGE = "linux-image-cloud-arm64"
 MODULES = (
@@ -40,19 +40,7 @@ def ready(release: str, progress: Progress | None = None) -> Path:
         EmulatorError: a tool is missing, or Debian's archive does not answer.
         OutputError: the cache cannot be written.
     """
-    folder = place(release)
-    if folder.is_dir():
-        return folder
-    require("userland")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = locks.take(cache.lock_of(folder), create=True)
-    try:
-        if not folder.is_dir():
-            with whole_folder(folder) as fresh, (progress or Quiet()).step(f"arm64 kernel ({release})"):
-                _fetch(fresh, release)
-    finally:
-        cache.abandon(folder, lock)
-    return folder
+    return made_once(place(release), f"arm64 kernel ({release})", lambda fresh: _fetch(fresh, release), progress)
 
 
 def _fetch(folder: Path, release: str) -> None:

@@ -11,7 +11,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,7 +71,11 @@ def ready(release: str, progress: Progress | None = None) -> Path:
         EmulatorError: a tool or a right is missing, or Debian's archive does not answer.
         OutputError: the cache cannot be written.
     """
-    folder = place(release)
+    return made_once(place(release), f"arm64 system ({release})", lambda fresh: make(fresh, release), progress)
+
+
+def made_once(folder: Path, title: str, fill: Callable[[Path], None], progress: Progress | None) -> Path:
+    """A folder of the cache, filled by `fill` when it is not there; who asks meanwhile waits. Errors as :func:`ready`."""
     if folder.is_dir():
         return folder
     require("userland")
@@ -79,8 +83,8 @@ def ready(release: str, progress: Progress | None = None) -> Path:
     lock = locks.take(cache.lock_of(folder), create=True)
     try:
         if not folder.is_dir():
-            with whole_folder(folder) as fresh, (progress or Quiet()).step(f"arm64 system ({release})"):
-                make(fresh, release)
+            with whole_folder(folder) as fresh, (progress or Quiet()).step(title):
+                fill(fresh)
     finally:
         cache.abandon(folder, lock)
     return folder
