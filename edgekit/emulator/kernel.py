@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgekit import cache
-from edgekit.emulator.needs import program, require
+from edgekit.emulator.needs import program
 from edgekit.emulator.userland import NETWORK, archive, made_once, run
 from edgekit.errors import EmulatorError
 from edgekit.files import cache_dir

@@ -75,7 +75,7 @@ def ready(release: str, progress: Progress | None = None) -> Path:
 
 
 def made_once(folder: Path, title: str, fill: Callable[[Path], None], progress: Progress | None) -> Path:
-    """A folder of the cache, filled by `fill` when it is not there; who asks meanwhile waits. Errors as :func:`ready`."""
+    """A folder of the cache, filled by `fill` when it is not there; who asks meanwhile waits. See :func:`ready`."""
     if folder.is_dir():
         return folder
     require("userland")
