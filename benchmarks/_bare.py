@@ -58,6 +58,9 @@ def onnx(model: Path, threads: int, tokens: int, context: int) -> Callable[[], f
     sizes = json.loads((model.parent / "genai_config.json").read_text(encoding="utf8"))["model"]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    for key, value in sizes["decoder"]["session_options"].items():
+        if key.startswith("mlas."):
+            options.add_session_config_entry(key, value)
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     decoder = sizes["decoder"]
     shape = (1, decoder["num_key_value_heads"], context, decoder["head_size"])

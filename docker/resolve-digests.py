@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Print the base images of docker-bake.hcl pinned by digest, for the environment of `docker buildx bake`.
 
-    env $(docker/resolve-digests.py) docker buildx bake cross-arm64
+    pins=$(docker/resolve-digests.py) && env $pins docker buildx bake cross-arm64
 
 Asks the registries through `docker buildx imagetools` or skopeo. Writes no file: what is printed was pulled by nobody.
 Exit code 1 and one sentence when a registry does not answer; nothing is printed then.

@@ -56,6 +56,8 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test meets the user's cache; what is converted into checkpoints is shared by the tests of a session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Where measurements on this machine are locked: other runs of the tests, and the user, have locks of their own.
+        patch.setenv("EDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 
 

@@ -302,12 +302,16 @@ def patiently(
     """
     lost, wait = 0.0, patience.first_s
     while True:
+        again = time.monotonic()
         try:
             if lost and back is not None:
                 back()
+                again = time.monotonic()
             return work()
         except UnreachableError as error:
             now = time.monotonic()
+            if lost and back is not None and now - again > patience.lost_s:  # it was back for long: another cut
+                lost, wait = 0.0, patience.first_s
             if not lost:
                 progress.note(f"{error.found}; trying again")
             lost = lost or now

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from edgekit.bench.result import TracePoint, Window
 from edgekit.devices.boards.base import Board, BoardFacts, Sample
 from edgekit.targets import Target
@@ -61,7 +63,7 @@ class Sensors:
             begin=self.offset + begin,
             end=self.offset + end,
             trace=tuple(_point(sample, self.offset) for sample in thinned(samples, _MOST)),
-            disturbances=self.disturbance(samples) if samples else (),
+            disturbances=self.disturbance([_clock_inside(sample, begin, end) for sample in samples]) if samples else (),
         )
 
     def joules(self, stretches: Sequence[tuple[float, float]]) -> list[float]:
@@ -98,6 +100,11 @@ def board_sensors(target: Target, *, energy: bool = True) -> Iterator[Sensors]:
     facts = board.facts()
     with Thread(board, target.power.sample_hz, scope=facts.power_scope) as sampler:
         yield Sensors(sampler, board.disturbance, facts, lambda: sampler.status.words, board=board, energy=energy)
+
+
+def _clock_inside(sample: Sample, begin: float, end: float) -> Sample:
+    """Before and after a measurement a processor is idle, and its clock says nothing of the measurement."""
+    return sample if begin <= sample.t <= end else msgspec.structs.replace(sample, clock_mhz=None)
 
 
 def _full(sample: Sample) -> bool:

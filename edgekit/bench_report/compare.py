@@ -17,7 +17,7 @@ from edgekit.bundle.paths import plain
 
 Word = Literal["better", "worse", "same", "unclear", "differs", "not compared"]
 """Unclear: the intervals have values in common. Differs: there are no intervals to tell."""
-MIXED = "One run was measured on a board and the other emulated: their speeds and memory are not compared."
+MIXED = "An emulated run says nothing of a board's speed and memory: these are not compared."
 NONE_IN_COMMON = "The runs have no format in common."
 
 
@@ -54,7 +54,7 @@ class Comparison:
 
 def compare(left: BenchResult, right: BenchResult) -> Comparison:
     """Figures of two runs, two models or two boards."""
-    mixed = left.measured_on != right.measured_on
+    mixed = "emulated" in (left.measured_on, right.measured_on)
     pairs = common(left, right)
     notes = [MIXED] if mixed else []
     notes += [] if pairs else [NONE_IN_COMMON]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from edgekit.cli.bench_outputs import Outputs, judged_outputs
+from edgekit.cli.bench_outputs import Outputs, judged_outputs, refuse_clashes
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def output_options(command: F) -> F:
             "--journal", type=click.Path(path_type=Path), metavar="DIR",
             help="Keep what was measured here; the same command takes an interrupted run up again.",
         ),
-        click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write the result here."),
+        click.option(
+            "--json", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
+            help="Write the result here.",
+        ),
         click.option("--force", is_flag=True, help="Measure everything again, and replace OUT."),
     )  # fmt: skip
     for option in reversed(options):
@@ -84,7 +87,7 @@ def command(
     A device that is not this machine gets the bundle, installs its engines in a folder of its own, and measures.
     """
     from edgekit.bench.words import lines
-    from edgekit.cli.bench_devices import HERE, far_away, place_of, refuse_contradictions
+    from edgekit.cli.bench_devices import HERE, far_away, place_of, refuse_contradictions, shipped_target
     from edgekit.files import refuse_existing
     from edgekit.progress import Bars
 
@@ -92,6 +95,7 @@ def command(
     places = {} if out is None else {device: place_of(out, device, len(devices) > 1) for device in devices}
     for place in places.values():
         refuse_existing(place, force)
+    refuse_clashes(list(places.values()))
     outputs.before(force)
     progress, kind = Bars(), _kind(emulated)
     opened = _open(bundle, progress)
@@ -100,9 +104,7 @@ def command(
         result = _here(opened, settings, protocol, formats, threads, journal, kind, force, progress)
         results, errors = {HERE: result}, {}
     else:
-        from edgekit.targets import load
-
-        settings = load(target or opened.manifest.target.id)
+        settings = shipped_target(target or opened.manifest.target.id)
         arguments = _for_devices(protocol, formats, threads, target, force)
         found = far_away(devices, opened, settings, arguments, progress)
         results, errors = found.results, found.errors
@@ -162,11 +164,12 @@ def _open(path: Path, progress: Progress) -> Bundle:
 def _settings(bundle: Bundle, wanted: str | None, progress: Progress) -> Target:
     """The target that was asked for, or the bundle's own; on another kind of machine its settings say nothing."""
     from edgekit.bundle.paths import plain
+    from edgekit.cli.bench_devices import shipped_target
     from edgekit.targets import load
 
     if wanted is not None:
         return load(wanted)
-    target = load(bundle.manifest.target.id)
+    target = shipped_target(bundle.manifest.target.id)
     if target.soc.arch in ("any", platform.machine()):
         return target
     progress.note(f"{plain(target.title)} is {target.soc.arch}, this machine {platform.machine()}: settings of `host`")

@@ -56,8 +56,25 @@ def refuse_contradictions(devices: Sequence[str], target: str | None, journal: P
     if target is not None and target.endswith(".toml"):
         raise OptionError(
             "--target is a file, which a device does not have", expected="the name of a target",
-            remedy="build the bundle for your target: a bundle knows its own",
+            remedy="measure with --device local on the device itself",
         )  # fmt: skip
+
+
+def shipped_target(name: str) -> Target:
+    """A target by its name, which may come from a stranger's bundle: never taken for the path of a file.
+
+    Raises:
+        OptionError: edgekit ships no target of that name.
+    """
+    from edgekit.bundle.paths import plain
+    from edgekit.targets import load, names
+
+    if name not in names():
+        raise OptionError(
+            f"there is no target '{plain(name)}' here, for which the bundle was built",
+            expected="one of `edgekit targets`", remedy="give its settings with --target",
+        )  # fmt: skip
+    return load(name)
 
 
 def far_away(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from edgekit.targets import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, dir_okay=False)
+"""A folder is never meant, and --force would replace it whole."""
 
 
 class Limit(click.FloatRange):
@@ -73,6 +75,7 @@ class Outputs:
         for path in (self.junit, self.html, self.judgement):
             if path is not None:
                 refuse_existing(path, force)
+        refuse_clashes([path for path in (self.junit, self.html, self.judgement, self.summary) if path is not None])
         self._baseline()
 
     def finish(self, results: Sequence[BenchResult], bundle: Bundle, target: Target, force: bool) -> None:
@@ -135,6 +138,24 @@ class Outputs:
         from edgekit.bench.result import from_json
 
         return None if self.baseline is None else from_json(read(self.baseline), str(self.baseline))
+
+
+def refuse_clashes(paths: Sequence[Path]) -> None:
+    """Find out before a measurement what would lose its figures afterwards.
+
+    Raises:
+        OptionError: two outputs are one file.
+        OutputError: a folder cannot be written.
+    """
+    from edgekit.errors import OptionError, OutputError
+
+    places = [path.absolute() for path in paths]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise OptionError(f"two outputs go to {twice}", remedy="give each a name of its own")
+    for place in places:
+        there = next(folder for folder in place.parents if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise OutputError(f"{there} cannot be written", remedy="choose another folder")
 
 
 def judged_outputs(command: F) -> F:

@@ -10,7 +10,9 @@ import click
 @click.command("compare")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page for people.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write a page for people."
+)
 @click.option("--force", is_flag=True, help="Replace that file.")
 def command(first: Path, second: Path, html: Path | None, force: bool) -> None:
     """Show two results of `edgekit bench --json` side by side: two runs, two models or two boards.

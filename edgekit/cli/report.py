@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="HTML", help="The page.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="HTML", help="The page."
+)
 @click.option("--target", "targets", multiple=True, help="Target file of results for a board that is not shipped.")
 @file_options
 @click.option("--force", is_flag=True, help="Replace what is there.")

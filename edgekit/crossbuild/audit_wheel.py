@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from edgekit.crossbuild.wheel_platform import Platform, glibc_of
 from edgekit.errors import FileFormatError, WheelError
 
 _MAX_WHEEL_FILE = 1 << 16
+_MAX_TAGS = 1000
 _OWN = frozenset({"llama-cpp-python"})
 """Compiled by edgekit."""
 
@@ -85,7 +87,11 @@ def _said_tags(archive: zipfile.ZipFile) -> frozenset[Tag]:
     if info is None or info.file_size > _MAX_WHEEL_FILE:
         raise ValueError("it has no WHEEL file, or a huge one")
     lines = archive.read(info).decode("utf8", "replace").splitlines()
-    return frozenset(tag for line in lines if line.startswith("Tag: ") for tag in parse_tag(line[5:].strip()))
+    said = [line[5:].strip() for line in lines if line.startswith("Tag: ")]
+    # A line stands for all combinations of its three lists.
+    if sum(prod(part.count(".") + 1 for part in line.split("-")) for line in said) > _MAX_TAGS:
+        raise ValueError("its WHEEL file claims too many tags")
+    return frozenset(tag for line in said for tag in parse_tag(line))
 
 
 def _sortable(version: str) -> tuple[int, ...]:

@@ -73,12 +73,12 @@ def build_native(
     work = cache_dir() / cache.COMPILES / job.name()
     with making(work) as lock, cache.using(job.source.folder), _tidied(work):
         setup = _setup(job, target, work)
-        place = (
-            cache_dir() / cache.RUNTIMES / f"{job.name()}-{_digest((setup.flags, recipe.DEFINITIONS, recipe.text()))}"
-        )
+        key = _digest((setup.flags, *recipe.revision()))
+        place = cache_dir() / cache.RUNTIMES / f"{job.name()}-{key}"
         if not force and (found := finished(place)) is not None:
             cache.mark_used(place)
             return found
+        _forget_other(work, key, force)
         return _make(job, setup, work, place, lock, progress)
 
 
@@ -92,7 +92,15 @@ def finished(place: Path) -> Native | None:
         whole = {name: file for name, file in cache.sums(place).items() if name != RECORD} == record.files
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return Native(place, record) if whole else None
+    return Native(place, record) if whole and set(recipe.PRODUCTS) <= record.files.keys() else None
+
+
+def _forget_other(work: Path, key: str, force: bool) -> None:
+    """A compile that was begun with other flags, or that is to be made anew, is not gone on with."""
+    begun = work / "key"
+    if force or not begun.is_file() or begun.read_text(encoding="ascii", errors="replace") != key:
+        shutil.rmtree(work / "tree", ignore_errors=True)
+        begun.write_text(key, encoding="ascii")
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def package(
     tools = _copy_tools(native, runtime) if native else ()
     made = _record(target, formats, native, house, tools)
     record = _audited(made, folder, target, progress)
-    (runtime / runtime_record.NAME).write_bytes(runtime_record.to_json(record))
+    (runtime / runtime_record.NAME).write_bytes(runtime_record.to_json(runtime_record.shipped(record)))
     scripts.write_scripts(
         folder, sums=scripts.write_sums(runtime), python=record.python, machine=record.machine, glibc=record.glibc,
         pip=house.file_of(PIP), formats=formats,

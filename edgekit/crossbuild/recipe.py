@@ -36,6 +36,11 @@ DEFINITIONS = (
 """For cmake, the same for every toolchain and target."""
 PRODUCTS = ("bin/llama-bench", "bin/llama-perplexity", "lib/libggml.so", "lib/libllama.so")
 LOG = "compile.log"
+_COMPILERS_OWN = frozenset((
+    "CFLAGS", "CXXFLAGS", "CPPFLAGS", "ASMFLAGS", "LDFLAGS", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH",
+    "LIBRARY_PATH", "CMAKE_PREFIX_PATH", "CMAKE_TOOLCHAIN_FILE", "CMAKE_GENERATOR", "ZIG_LIB_DIR", "CC", "CXX",
+))  # fmt: skip
+"""What this machine's own compiles are told does not reach a board's: a runtime follows from its key alone."""
 _STATUS = re.compile(r"\[(\d+)/(\d+)\] ")
 _TELLING = re.compile(r"error[: ]|undefined |No space left|cannot |Killed|\bnot found\b|FAILED", re.IGNORECASE)
 _TAIL = 200
@@ -83,6 +88,11 @@ def _folder_of(package: str, attribute: str) -> str:
 def text() -> str:
     """Our CMakeLists.txt around llama.cpp's."""
     return resources.files("edgekit.crossbuild").joinpath("cmake/CMakeLists.txt").read_text(encoding="utf8")
+
+
+def revision() -> tuple[object, ...]:
+    """Everything of the recipe that decides what comes out, the toolchain's part left aside."""
+    return DEFINITIONS, PRODUCTS, text(), kept_functions()
 
 
 def ggml_version(llama_cpp: Path) -> str:
@@ -149,7 +159,8 @@ def licences(llama_cpp: Path) -> Mapping[str, Path]:
 
 
 def _run(command: Sequence[str], tree: Tree, setup: Setup, lock: int, watch: Callable[[str], None], done: str) -> None:
-    environment = {**os.environ, **tools(), "NINJA_STATUS": "[%f/%t] ", **setup.environment}
+    inherited = {name: value for name, value in os.environ.items() if name not in _COMPILERS_OWN}
+    environment = {**inherited, **tools(), "NINJA_STATUS": "[%f/%t] ", **setup.environment}
     last: deque[str] = deque(maxlen=_TAIL)
     with tree.log.open("a", encoding="utf8", buffering=1) as log:
         log.write(f"$ {' '.join(command)}\n")

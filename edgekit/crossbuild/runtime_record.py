@@ -68,8 +68,8 @@ class Audited(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the audit of everything native found; a runtime with a fault is never shipped."""
 
     files: Annotated[int, Meta(ge=0)]
-    started: Text
-    """Whether it was started on an emulated CPU of the target, in words."""
+    started: Text = ""
+    """Whether it was started on an emulated CPU of the target, in words; not in runtime.json, see :func:`shipped`."""
 
 
 class RuntimeRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +103,12 @@ class RuntimeRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def tool_bytes(self) -> int:
         """Of all native tools."""
         return sum(tool.size for tool in self.tools)
+
+
+def shipped(record: RuntimeRecord) -> RuntimeRecord:
+    """The record as a bundle holds it: without what depends on the host's own tools, which is in report.json."""
+    audit = record.audit and msgspec.structs.replace(record.audit, started="")
+    return msgspec.structs.replace(record, audit=audit)
 
 
 def to_json(record: RuntimeRecord) -> bytes:

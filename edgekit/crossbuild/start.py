@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,9 +127,9 @@ def _listen(child: subprocess.Popen[bytes], until: float) -> tuple[str, bool]:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the process and all that it started, which are a session of their own."""
-    if child.poll() is None:
+    with suppress(ProcessLookupError):  # what it left behind is still of its session when it has ended itself
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    child.wait()
     if child.stdout is not None:
         child.stdout.close()
 

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ def facts(path: Path) -> Facts:
         zipfile.BadZipFile,
         OSError,
         NotImplementedError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
         ValueError,
     ) as error:
         raise _bad(path, f"is not a wheel ({error})") from error

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from edgekit import requirements
@@ -134,7 +134,7 @@ def _check(facts: Mapping[str, wheel_files.Facts], platform: Platform, formats: 
         if not platform.accepts(each.tags):
             tags = ", ".join(sorted(map(str, each.tags)))
             raise WheelError(f"the wheel of {name} is for {tags}", expected=f"one for {platform}")
-        if not SpecifierSet(each.python).contains(platform.python):
+        if not _specifier(name, each.python).contains(platform.python):
             raise WheelError(
                 f"{name} {each.version} needs Python {each.python}, and the board has {platform.python}",
                 remedy="give the target another [runtime] python",
@@ -149,3 +149,13 @@ def _entry(part: Part, path: Path, facts: wheel_files.Facts) -> Wheel:
         file=path.name, name=part.name, version=facts.version, sha256=sha256(path), size=path.stat().st_size,
         licence=facts.licence, why=part.why, mismatch="" if here == facts.version else here,
     )  # fmt: skip
+
+
+def _specifier(name: str, python: str) -> SpecifierSet:
+    try:
+        return SpecifierSet(python)
+    except InvalidSpecifier as error:
+        raise WheelError(
+            f"the wheel of {name} asks for Python {python!r}", expected="a version specifier (PEP 440)",
+            remedy="report this to who made that wheel",
+        ) from error  # fmt: skip

@@ -20,8 +20,9 @@ base=$1 mark=$2
 [ ! -L "$base" ] || exit 7
 if [ "$(cat -- "$base/.edgekit" 2>/dev/null)" != "$mark" ]; then
     mkdir -p -- "$base" || exit 3
+    [ -s "$base/.edgekit" ] || rm -f -- "$base/.edgekit"
     [ -z "$(ls -A -- "$base")" ] || exit 7
-    echo "$mark" >"$base/.edgekit" || exit 3
+    echo "$mark" >"$base/.edgekit" || { rm -f -- "$base/.edgekit"; exit 3; }
 fi
 mkdir -p -- "$base/bundles" "$base/installed" "$base/runs" "$base/cache" "$base/temporary" || exit 3
 """

@@ -69,7 +69,7 @@ def _layers(userland: str) -> None:
     """The userland under a layer that takes what is written; where the kernel has no overlay, a copy of it."""
     mount(userland, "lower", flags=BIND)
     try:
-        mount("overlay", "root", "overlay", NODEV, "lowerdir=lower,upperdir=upper,workdir=work")
+        mount("overlay", "root", "overlay", NODEV | NOSUID, "lowerdir=lower,upperdir=upper,workdir=work")
     except OSError:
         for layer in ("lower", "upper"):
             subprocess.run(["cp", "-a", "--reflink=auto", f"{layer}/.", "root"], check=True)  # noqa: S603, S607

@@ -43,7 +43,7 @@ TOOLS = (
     Tool("qemu-aarch64", "qemu-user", ("count",)),
     Tool("cc", "gcc", ("count",)),
 )
-_NOT_TOOLS = ("debian-archive-keyring", "libc6-arm64-cross", "libc6-dev")
+_NOT_TOOLS = ("debian-archive-keyring", "g++-aarch64-linux-gnu", "libc6-arm64-cross", "libc6-dev")
 """Packages without a program of their own."""
 
 

@@ -150,14 +150,16 @@ def test_the_runtime_is_small_and_says_what_it_is(on_a76: Installed) -> None:
     assert record.wheel_bytes + record.tool_bytes <= 75_000_000
     assert record.tool_bytes <= 18_000_000
     assert record.audit is not None
-    assert "started" in record.audit.started
+    assert record.audit.files > 10
     report = reports.from_json((on_a76.bundle / "report.json").read_bytes())
     assert report.runtime is not None
+    assert report.runtime.started == "started", "the audit starts the native tools on the target's CPU"
     assert report.runtime.bytes == record.wheel_bytes + record.tool_bytes
     names = {
         component["name"] for component in json.loads((on_a76.bundle / "sbom.cdx.json").read_bytes())["components"]
     }
-    assert {"edgekit", "onnxruntime", "llama-cpp-python", "model.gguf"} <= names | {"model.gguf"}
+    assert {"edgekit", "onnxruntime", "llama-cpp-python"} <= names
+    assert any("gguf/model.gguf" in name for name in names)
 
 
 def test_native_tools_need_no_python(on_a76: Installed) -> None:
