@@ -130,7 +130,7 @@ def test_an_engine_that_is_killed_is_told_and_the_rest_is_kept(bundle: Path, tmp
     failed = found(tmp_path / "out.json").failures
     assert len(failed) == 1
     assert failed[0].kind in ("crash", "out of memory")  # a kernel may not say whom it killed
-    assert failed[0].resident_mib is not None
+    assert failed[0].resident_mib is not None or "it held less than" in failed[0].sentence, "it was hit as it began"
     assert "SIGKILL" in err.splitlines()[-1]
     assert process.returncode == failed[0].exit_code
     assert found(tmp_path / "out.json").runs[0].loading

@@ -61,5 +61,5 @@ def test_a_bundle_for_a_pi_5_is_measured_there_and_refused_elsewhere(
     result = bench_on(device, bundle, target, ["--protocol", "smoke"], decode=json.loads, progress=Quiet())
     assert result["steps"] == [str(step) for step in range(STEPS)]
     assert "--emulated" in result["arguments"], "the board must know that its figures are none"
-    assert home.clean(device, home.home_in("/home/pi/edgekit")) > 0
+    assert home.clean(device, home.home_in("/home/pi/.local/share/edgekit")) > 0
     assert device.run(["ls"], timeout=60).out == b"parts\n", "something is left, or was put elsewhere"

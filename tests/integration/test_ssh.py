@@ -229,7 +229,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def lock_of(server: sshd.Server) -> Path:
-    return server.home / ".local/share/edgekit/bench/lock"
+    return server.home / "edgekit/bench/lock"
 
 
 def test_a_measurement_over_ssh(server: sshd.Server, bundle: Any) -> None:
@@ -241,7 +241,7 @@ def test_a_measurement_over_ssh(server: sshd.Server, bundle: Any) -> None:
 
 
 def test_the_server_is_killed_in_a_transfer(server: sshd.Server, bundle: Any) -> None:
-    parts = server.home / ".local/share/edgekit/bench/bundles/tiny.host.parts"
+    parts = server.home / "edgekit/bench/bundles/tiny.host.parts"
     cut: list[bool] = []
 
     def watch() -> None:
@@ -265,7 +265,7 @@ def test_the_server_is_killed_in_a_measurement(server: sshd.Server, bundle: Any)
     (server.home / "behaviour").write_text("wait 3")
 
     def journal() -> list[str]:
-        found = list(server.home.glob(".local/share/edgekit/bench/runs/*/journal/journal"))
+        found = list(server.home.glob("edgekit/bench/runs/*/journal/journal"))
         return found[0].read_text().split() if found else []
 
     def watch() -> None:
