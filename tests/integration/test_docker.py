@@ -93,7 +93,7 @@ def test_gcc_of_cross_arm64_makes_programs_that_run(engine: Engine, cross: dict[
     tmp_path.chmod(0o777)
     (tmp_path / "hello.cpp").write_text(PROGRAM, encoding="utf8")
     engine(
-        "run", "--rm", "--network", "none", "-v", f"{tmp_path}:/work", CROSS,
+        "run", "--rm", "--network", "none", "-v", f"{tmp_path}:/workspace", CROSS,
         "aarch64-linux-gnu-g++", "-static", "-march=armv8.2-a+dotprod+fp16", "-o", "hello", "hello.cpp",
     )  # fmt: skip
     assert (tmp_path / "hello").read_bytes()[18:20] == b"\xb7\x00", "EM_AARCH64"
