@@ -1,0 +1,70 @@
+"""Rounded matrices on disk: a safetensors file a block, read tensor by tensor when an artefact is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.grids.base import Quantized
+
+_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rounded matrix is, and what it is."""
+
+    file: Path
+    grid: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Tensors that rounding has given codes; the others get their grid's own quantizer."""
+
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+    def load(self, name: str) -> Quantized | None:
+        """The matrix (in the checkpoint's order of rows); None when it is not among them."""
+        place = self.places.get(name)
+        return None if place is None else load(name, place)
+
+
+def load(name: str, place: Place) -> Quantized:
+    """The matrix of that name at a place."""
+    from safetensors import safe_open
+
+    fields: dict[str, NDArray[Any]] = {}
+    with safe_open(place.file, framework="numpy") as stored:
+        for key in stored.keys():  # noqa: SIM118 (not a dict)
+            tensor, part = key.split(_SEPARATOR)
+            if tensor == name:
+                fields[part] = stored.get_tensor(key)
+    return Quantized(place.grid, place.shape, fields)
+
+
+def pieces(matrix: Quantized, most: int) -> Iterator[Quantized]:
+    """Rows of the matrix in order, at most about `most` weights at a time."""
+    rows, columns = matrix.shape
+    step = max(1, most // columns)
+    for begin in range(0, rows, step):
+        fields = {name: array[begin : begin + step] for name, array in matrix.fields.items()}
+        yield Quantized(matrix.grid, (min(step, rows - begin), columns), fields)
+
+
+def save(matrices: Mapping[str, Quantized], path: Path) -> None:
+    """Write matrices to a new file."""
+    from safetensors.numpy import save_file
+
+    arrays = {
+        f"{name}{_SEPARATOR}{part}": np.ascontiguousarray(array)
+        for name, matrix in matrices.items()
+        for part, array in matrix.fields.items()
+    }
+    save_file(arrays, path)
