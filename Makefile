@@ -52,18 +52,17 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 nightly: $(VENV)/.dev ## The slow tests as well
 	$(BIN)/python -m pytest -m "not hardware"
 
-# Boards need root anyway. openssh-server would start a server on all interfaces: it is kept from that if it is new here.
-SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=EDGEKIT_CACHE)
+# Boards need root anyway. Through sudo, the system goes into the cache of who calls it; -B: no byte code of root's here.
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=EDGEKIT_CACHE$(comma)XDG_CACHE_HOME)
+comma := ,
 
 emulator: $(VENV)/.build ## Install what emulated boards need (Debian packages, root) and make their system
-	@test -x /usr/sbin/sshd || ! test -d /run/systemd/system || $(SUDO) systemctl mask ssh.service ssh.socket
-	$(SUDO) apt-get update -q
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-		$$($(BIN)/python -m edgekit.emulator packages)
-	$(SUDO) $(BIN)/python -m edgekit.emulator setup --whole
+	$(SUDO) $(BIN)/python -B -m edgekit.emulator install
+	$(SUDO) $(BIN)/python -B -m edgekit.emulator setup --whole
 
 schemas: $(VENV)/.build ## Write the JSON schemas again
 	$(BIN)/python -m edgekit.targets > docs/schemas/target.schema.json
+	$(BIN)/python -m edgekit.bench.result > docs/schemas/bench.schema.json
 	$(BIN)/python -m edgekit.bundle.manifest > docs/schemas/manifest.schema.json
 
 docs: $(VENV)/.build ## Write the pages that are made from the code

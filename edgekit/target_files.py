@@ -64,7 +64,21 @@ def source_path(name: str) -> Path:
 
 def _read(path: Path) -> Document:
     """One file, parsed, before inheritance."""
-    text = _text(path)
+    return _parsed(_text(path), path)
+
+
+def alone(raw: bytes, path: Path) -> Document:
+    """A file that was read already and may not have parents; raises TargetFileError."""
+    document = _laid_over(Document({}, {}), _parsed(_decoded(raw, path), path))
+    if "inherits" in document.data:
+        raise TargetFileError(
+            "{}:{}: inherits is in a bundle's target".format(*place_of(document, ("inherits",), path)),
+            expected="a target without parents", remedy="do not use this bundle, get it again from who built it",
+        )  # fmt: skip
+    return document
+
+
+def _parsed(text: str, path: Path) -> Document:
     try:
         lines = key_lines(text)
         data = tomllib.loads(text)
@@ -92,6 +106,10 @@ def _text(path: Path) -> str:
         raise TargetFileError(
             f"{short(str(path))} cannot be read ({reason})", expected="a readable .toml file"
         ) from error
+    return _decoded(raw, path)
+
+
+def _decoded(raw: bytes, path: Path) -> str:
     if len(raw) > MAX_BYTES:
         raise TargetFileError(f"{path} is larger than {MAX_BYTES >> 10} KiB", expected="a target file of a few KiB")
     try:

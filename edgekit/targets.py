@@ -7,6 +7,7 @@ the file, the line and the key. `python -m edgekit.targets` prints the JSON sche
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import sys
 import types
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import msgspec
 
+from edgekit import target_files
 from edgekit.errors import TargetFileError
 from edgekit.machine import cores
 from edgekit.target_files import Document, dotted, inherited, names, place_of, short, source_path
@@ -69,7 +71,9 @@ __all__ = [
     "Thermal",
     "Threads",
     "Toolchain",
+    "alone",
     "coherence_limits",
+    "digest",
     "json_schema",
     "load",
     "names",
@@ -105,7 +109,25 @@ def load(name_or_path: str) -> Target:
 
 def validate(path: Path) -> Target:
     """The target that the file at `path` describes, parents included; raises as :func:`load`."""
-    document = inherited(path, ())
+    return _checked(inherited(path, ()), path)
+
+
+def alone(data: bytes, path: Path) -> Target:
+    """The target in the bytes of a file without parents; `path` is what messages call it.
+
+    Raises:
+        TargetFileError: it is wrong, or has parents; names file, line and key.
+    """
+    return _checked(target_files.alone(data, path), path)
+
+
+def digest(target: Target) -> str:
+    """SHA-256, in lower-case hex, of a target as it is after inheritance, whatever it inherited from."""
+    whole = msgspec.to_builtins(msgspec.structs.replace(target, inherits=""), str_keys=True)
+    return hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()
+
+
+def _checked(document: Document, path: Path) -> Target:
     try:
         target = msgspec.convert(document.data, Target, str_keys=True)
     except msgspec.ValidationError as error:

@@ -12,12 +12,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 ROOT = Path(__file__).parents[1]
 BASE = "debian:bookworm-slim"
@@ -63,6 +67,10 @@ class Engine:
     def run(self, image: str, *command: str, check: bool = True) -> str:
         """Standard output of a command in a container that has no network."""
         return self("run", "--rm", "--network", "none", image, *command, check=check).stdout
+
+    def inside(self, image: str, program: str, *arguments: str, check: bool = True) -> str:
+        """As :meth:`run`, whatever the image's entry point is."""
+        return self("run", "--rm", "--network=none", f"--entrypoint={program}", image, *arguments, check=check).stdout
 
 
 @contextmanager
@@ -134,6 +142,56 @@ def import_base(engine: Engine, name: str = BASE) -> None:
         archive = f"{folder}/base.tar"
         subprocess.run([*command, archive], check=True)
         engine("import", "--change", 'CMD ["bash"]', archive, name)
+
+
+@contextmanager
+def torch_index() -> Iterator[list[str]]:
+    """Options of `docker build` that name an index with the CPU build of torch.
+
+    Where PIP_FIND_LINKS, a folder, has that wheel, it is served on loopback, and what it needs comes from PyPI;
+    elsewhere the Dockerfile's own index is asked.
+    """
+    folder = os.environ.get("PIP_FIND_LINKS", "")
+    wheels = sorted(Path(folder).glob("torch-*+cpu-*.whl")) if folder.startswith("/") else []
+    if not wheels:
+        yield []
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Index, wheels)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield ["--build-arg", f"TORCH_INDEX=http://127.0.0.1:{server.server_port}"]
+        finally:
+            server.shutdown()
+
+
+class _Index(BaseHTTPRequestHandler):
+    """A package index of a few wheels; the rest is PyPI's."""
+
+    def __init__(self, wheels: list[Path], *more: Any) -> None:
+        self.wheels = {wheel.name: wheel for wheel in wheels}
+        super().__init__(*more)
+
+    def do_GET(self) -> None:
+        name = unquote(self.path.strip("/"))
+        if name == "torch":
+            page = "".join(f'<a href="/{quote(wheel)}">{wheel}</a>' for wheel in self.wheels).encode()
+            self._answer(200, {"Content-Type": "text/html", "Content-Length": str(len(page))})
+            self.wfile.write(page)
+        elif name in self.wheels:
+            self._answer(200, {"Content-Length": str(self.wheels[name].stat().st_size)})
+            with self.wheels[name].open("rb") as stream:
+                shutil.copyfileobj(stream, self.wfile)
+        else:
+            self._answer(302, {"Location": f"https://pypi.org/simple/{name}/", "Content-Length": "0"})
+
+    def _answer(self, code: int, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for header, value in headers.items():
+            self.send_header(header, value)
+        self.end_headers()
+
+    def log_message(self, *_arguments: Any) -> None:
+        return
 
 
 def _trust() -> list[str]:

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,7 +74,13 @@ def unavailable(reason: str) -> NoReturn:
     """Skip, unless the emulator is required."""
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{REQUIRED}=1, and {reason}")
-    pytest.skip(f"no emulated board here: {reason}")
+    pytest.skip(f"no emulated board here: {reason}", allow_module_level=True)
+
+
+def installed(*modules: str) -> None:
+    """Skip, or fail, where a Python package is missing that runtimes are compiled or read with."""
+    if absent := [name for name in modules if find_spec(name) is None]:
+        unavailable(f"{', '.join(absent)} is not installed (pip install 'edgekit[cross]')")
 
 
 def program(path: Path, instructions: tuple[int, ...]) -> Path:

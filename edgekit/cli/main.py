@@ -6,9 +6,12 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import click
 
@@ -18,6 +21,7 @@ from edgekit.errors import EdgekitError, InputNotFoundError, InterruptError, Out
 VERBS = {
     "build": "Build a verified bundle for a board.",
     "plan": "Show what would be built: formats, sizes, predicted speed and memory.",
+    "sensitivity": "Measure what each number format does to each tensor, for plans under a budget.",
     "verify": "Check a bundle: schema, checksums, tokenizer, coherence.",
     "inspect": "Show what a model folder, a bundle or a model file holds.",
     "bench": "Measure a bundle on a device: speed, memory, energy, coherence.",
@@ -30,6 +34,9 @@ VERBS = {
     "cache": "List or clean what builds keep to be used again.",
     "doctor": "Say what is missing on this machine and how to get it.",
 }
+
+
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Verbs(click.Group):
@@ -63,6 +70,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes, and a text letters, that it cannot encode
             stream.reconfigure(errors="backslashreplace")
+    with _stoppable():
+        _run(arguments)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and a terminal that closes end a verb as Ctrl-C does, so that what it started is ended with it.
+
+    A signal that is ignored (nohup) stays ignored.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    ours = [number for number in _STOPS if here and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()

@@ -45,16 +45,17 @@ def command(what: Path, name: str | None, no_start: bool, as_json: bool) -> None
 
 
 def _target(what: Path, name: str | None) -> Target:
-    """The target that was asked for, else the one in the bundle's manifest; a bundle is checked first."""
+    """The target that was asked for, else the bundle's own; a bundle is checked first."""
     from edgekit import targets
     from edgekit.bundle.bundle import open_bundle
+    from edgekit.bundle.target import bundle_target
 
     if not what.is_dir():
         if name is None:
             raise OptionError(f"--target is missing for {what}", expected="a board", remedy="give --target NAME")
         return targets.load(name)
     bundle = open_bundle(what)
-    return targets.load(name or bundle.manifest.target.id)
+    return targets.load(name) if name else bundle_target(bundle)
 
 
 def _write_json(found: Audit) -> None:

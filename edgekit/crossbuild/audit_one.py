@@ -99,7 +99,7 @@ def examine(
         forbidden = frozenset() if dispatches else frozenset(board.limits.forbidden_insns)
         faults += [
             *rules.floor_faults(elf, place, board.limits),
-            *rules.needed_faults(elf, place),
+            *rules.needed_faults(elf, place, cuda=board.target.accelerator.kind == "cuda"),
             *rules.search_faults(elf, place),
             *rules.layout_faults(elf, own=own),
             *rules.instruction_faults(elf, found, allowed, forbidden, board.core),

@@ -24,6 +24,8 @@ SYSTEM = {
 """Library → package. What a Debian system has by itself: libc6 is essential and brings libgcc-s1, apt needs libstdc++6
 and dpkg zlib1g. libgomp1 is not among them: an image without a compiler lacks it."""
 
+CUDA = re.compile(r"lib(cudart|cublas|cublasLt)\.so\.[0-9]+|libcuda\.so\.1")
+"""What NVIDIA's system for a Jetson has besides: CUDA's runtime library, cuBLAS and the driver."""
 _RELEASES = (
     # GLIBCXX, CXXABI, gcc: https://gcc.gnu.org/onlinedocs/libstdc++/manual/abi.html
     ("3.4.24", "1.3.11", 7), ("3.4.25", "1.3.11", 8), ("3.4.26", "1.3.12", 9), ("3.4.27", "1.3.12", 9),
@@ -99,10 +101,10 @@ def _cxx_release(glibcxx: str) -> tuple[str, str]:
     return older[-1] if older else ("1.3.9", "5.99")
 
 
-def needed_faults(elf: Elf, place: Place) -> Iterator[str]:
-    """Libraries that neither the files that come along nor a plain Debian system provide."""
+def needed_faults(elf: Elf, place: Place, *, cuda: bool = False) -> Iterator[str]:
+    """Libraries that neither the files that come along nor a plain Debian system provide, nor with `cuda` JetPack."""
     for library in elf.needed:
-        if library in SYSTEM or place.finds(library, elf.search):
+        if library in SYSTEM or (cuda and CUDA.fullmatch(library)) or place.finds(library, elf.search):
             continue
         there = [path for path in place.beside if posixpath.basename(path) == library]
         if there:

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Docker:
     def version(self) -> str:
         """See Toolchain.version; names the image, and its content by the first digits of its ID."""
         identity = present(self.image, how_to_make(RECIPE))
-        said = _ask(Container(self.image).command(["zig", "version"]), self.image)
+        said = ask(Container(self.image).command(["zig", "version"]), self.image)
         found = said.stdout.strip()
         if said.returncode or found != zig.VERSION:
             raise ToolchainError(
@@ -67,23 +68,16 @@ class Docker:
 
     def setup(self, cpu: Cpu, folder: Path) -> Setup:
         """See Toolchain.setup; the build tree is expected beside `folder`, sources where the cache keeps them."""
-        folder, sources, place = folder.absolute(), cache_dir().absolute() / cache.SOURCES, cache_place().absolute()
-        for each in (sources, place):
-            each.mkdir(parents=True, exist_ok=True)
-        container = Container(
-            self.image,
-            name=f"edgekit-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}",
-            user=_user(),
-            reads=(sources,),
-            writes=(folder.parent, place),
-            environment=zig.variables(place),
-        )
-        _remove(container.name)
-        zig.check(cpu, lambda arguments: _ask(container.command(["zig", *arguments]), self.image))
+        folder, place = folder.absolute(), cache_place().absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        container = compiling(self.image, folder, place, environment=zig.variables(place))
+        zig.check(cpu, lambda arguments: ask(container.command(["zig", *arguments]), self.image))
         toolchain = zig.write_wrappers(cpu, folder, "zig")
         return Setup(
             definitions=(f"-DCMAKE_TOOLCHAIN_FILE={toolchain}",),
             command=container.command,
+            local=False,
+            end=lambda: ended(container.name),
             flags=zig.flags(cpu),
             caches=(place,),
             licences=_licences(container, folder),
@@ -123,6 +117,18 @@ class Container:
         return [*options, self.image, *command]
 
 
+def compiling(image: str, folder: Path, *caches: Path, environment: Mapping[str, str] | None = None) -> Container:
+    """The container of a compile whose toolchain is in `folder`; one that outlived its client is ended first.
+
+    It sees the sources, read-only, the folder around `folder`, and `caches`.
+    """
+    sources = cache_dir().absolute() / cache.SOURCES
+    sources.mkdir(parents=True, exist_ok=True)
+    name = f"edgekit-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    ended(name)
+    return Container(image, name, _user(), (sources,), (folder.parent, *caches), environment)
+
+
 def present(image: str, remedy: str) -> str:
     """ID of a local image, 64 hexadecimal digits; the network is not asked.
 
@@ -131,7 +137,7 @@ def present(image: str, remedy: str) -> str:
         ToolchainError: its engine does not answer, or has no such image; `remedy` says how to get it.
     """
     _require_engine()
-    said = _ask([CLIENT, "image", "inspect", "--format", "{{.Id}}", image], image)
+    said = ask([CLIENT, "image", "inspect", "--format", "{{.Id}}", image], image)
     if said.returncode:
         pinned = "@sha256:" in image
         raise ToolchainError(
@@ -153,10 +159,10 @@ def cache_place() -> Path:
 def _require_engine() -> None:
     if shutil.which(CLIENT) is None:
         raise MissingDependencyError(
-            "--toolchain docker needs the docker command, which is not installed here",
-            remedy="apt install docker.io, or take --toolchain zig",
+            "the docker command is needed, and not installed here",
+            remedy="apt install docker.io, or take --toolchain zig without --accel",
         )
-    said = _ask([CLIENT, "version", "--format", "{{.Server.Version}}"], "")
+    said = ask([CLIENT, "version", "--format", "{{.Server.Version}}"], "")
     if said.returncode == 0:
         return
     words = _last_words(said.stderr)
@@ -173,7 +179,7 @@ def _require_engine() -> None:
 
 def _user() -> str:
     """What this user is called inside, so that files get the right owner; a rootless engine's root is this user."""
-    said = _ask([CLIENT, "info", "--format", "{{json .SecurityOptions}}"], "")
+    said = ask([CLIENT, "info", "--format", "{{json .SecurityOptions}}"], "")
     try:
         options = json.loads(said.stdout) or []
     except json.JSONDecodeError:
@@ -182,7 +188,7 @@ def _user() -> str:
     return "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
 
 
-def _ask(command: Sequence[str], image: str) -> subprocess.CompletedProcess[str]:
+def ask(command: Sequence[str], image: str) -> subprocess.CompletedProcess[str]:
     """Run a command of seconds.
 
     Raises:
@@ -220,20 +226,21 @@ def _mount(folder: Path, *, readonly: bool) -> str:
     return line.getvalue()
 
 
-def _remove(name: str) -> None:
-    """End a container whose client was killed; the caller holds the lock, so nobody waits for it."""
-    _ask([CLIENT, "rm", "--force", name], "")
+def ended(name: str) -> None:
+    """End a container whose client has gone; the caller holds the lock, so nobody waits for it."""
+    with suppress(ToolchainError):  # an engine that does not answer: the next run tries again
+        ask([CLIENT, "rm", "--force", name], "")
 
 
 def _licences(container: Container, folder: Path) -> dict[str, Path]:
     """Copies of the licences of what zig links into the result, below `folder`."""
-    said = _ask(container.command(["zig", "env"]), container.image).stdout
+    said = ask(container.command(["zig", "env"]), container.image).stdout
     lib = next((line.split('"')[1] for line in said.splitlines() if ".lib_dir = " in line), "")
     place = folder / "licences"
     place.mkdir(exist_ok=True)
     found = {}
     for name, path in zig.LICENCES.items():
-        text = _ask(container.command(["cat", str(Path(lib).parent / path)]), container.image)
+        text = ask(container.command(["cat", str(Path(lib).parent / path)]), container.image)
         if text.returncode == 0:
             found[name] = write(place / name, text.stdout)
     return found

@@ -68,6 +68,10 @@ def _same(command: Sequence[str]) -> list[str]:
     return list(command)
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True)
 class Setup:
     """How cmake is told to use a toolchain."""
@@ -78,6 +82,10 @@ class Setup:
     """Set on top of edgekit's own."""
     command: Callable[[Sequence[str]], list[str]] = _same
     """Wraps a command that starts with `cmake` or `ninja`; the identity where the compiler runs right here."""
+    local: bool = True
+    """Whether cmake, ninja and the compiler run right here: they must be installed, and their CPU time can be read."""
+    end: Callable[[], None] = _nothing
+    """Ends what a wrapped command runs elsewhere; called when the command was stopped before its end. Never raises."""
     flags: tuple[str, ...] = ()
     """What decides the code that comes out, for the record and the cache's key; without paths of this machine."""
     glibc: str = ""
@@ -137,8 +145,9 @@ class NativeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Oldest glibc that the shared libraries start on."""
     flags: tuple[str, ...]
     """Of the compiler and of cmake."""
-    seconds: float
-    """CPU time, user and system, of the run that finished the compile."""
+    seconds: float | None
+    """CPU time, user and system, of the run that finished the compile; None: it ran in a container, where it cannot be
+    read."""
     files: dict[str, FileSum]
     """Path below the folder, with "/" → size and checksum; all but native.json."""
 

@@ -47,8 +47,9 @@ class _Job:
 
 
 def build_native(
-    target: Target, *, toolchain: str = "zig", offline: bool = False, progress: Progress, force: bool = False
-) -> Native:
+    target: Target, *, toolchain: str = "zig", accel: str = "none", offline: bool = False, progress: Progress,
+    force: bool = False,
+) -> Native:  # fmt: skip
     """llama.cpp compiled for a target's CPU: shared libraries, native tools, licences.
 
     Finished runtimes are kept by sources, CPU, toolchain and flags, and shared by all targets with the same CPU. A
@@ -57,18 +58,19 @@ def build_native(
     Args:
         target: a board.
         toolchain: name in TOOLCHAINS.
+        accel: "cuda" compiles for the target's GPU too, with NVIDIA's compiler in a container.
         offline: download nothing.
         progress: where the compile shows how far it is.
         force: compile and link again what the cache has.
 
     Raises:
-        OptionError: the target is compiled for by nobody, or the toolchain is unknown.
+        OptionError: the target is compiled for by nobody or has no such accelerator, or the toolchain is unknown.
         MissingDependencyError: the compiler, cmake or ninja is not installed.
         ToolchainError: the compiler is too old, does not know the CPU, cannot reach the target's glibc, or failed.
         WheelError: the sources cannot be got, or are not what they should be.
         OutputError: the disk is full or the cache cannot be written.
     """
-    compiler, cpu = chosen(toolchain, target), cpu_of(target)
+    compiler, cpu = chosen(toolchain, target, accel), cpu_of(target)
     job = _Job(sdist(progress, offline), cpu, compiler, compiler.version())
     work = cache_dir() / cache.COMPILES / job.name()
     with making(work) as lock, cache.using(job.source.folder), _tidied(work):
@@ -125,7 +127,9 @@ def _setup(job: _Job, target: Target, work: Path) -> Setup:
         raise ToolchainError(
             f"{job.toolchain.name} links shared libraries against glibc {setup.glibc}, and {target.name} has {most}",
             expected=f"glibc {most} or older",
-            remedy="take --toolchain zig, which links against any glibc",
+            remedy="make its image from the system of the board"
+            if job.toolchain.name == "cuda"
+            else "take --toolchain zig, which links against any glibc",
         )
     return setup
 
@@ -147,7 +151,7 @@ def _make(job: _Job, setup: Setup, work: Path, place: Path, lock: int, progress:
             recipe.compile_all(tree, setup, lock, cores(), advance)
     with whole_folder(place, force=True) as fresh:
         recipe.collect(tree, setup, fresh)
-        record = _record(job, setup, fresh, _child_seconds() - before)
+        record = _record(job, setup, fresh, round(_child_seconds() - before, 1) if setup.local else None)
         (fresh / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     shutil.rmtree(tree.build, ignore_errors=True)
     tree.log.unlink()
@@ -163,7 +167,7 @@ def _in_use(setup: Setup) -> Iterator[None]:
         yield
 
 
-def _record(job: _Job, setup: Setup, folder: Path, seconds: float) -> NativeRecord:
+def _record(job: _Job, setup: Setup, folder: Path, seconds: float | None) -> NativeRecord:
     return NativeRecord(
         llama_cpp_python=job.source.release,
         source_sha256=job.source.sha256,
@@ -175,7 +179,7 @@ def _record(job: _Job, setup: Setup, folder: Path, seconds: float) -> NativeReco
         features=job.cpu.features,
         glibc=setup.glibc or job.cpu.glibc,
         flags=(*setup.flags, *recipe.DEFINITIONS),
-        seconds=round(seconds, 1),
+        seconds=seconds,
         files=cache.sums(folder),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgekit import __version__
 from edgekit.crossbuild import cuda, runtime_record, sbom, scripts
 from edgekit.crossbuild.closure import PIP
@@ -12,7 +14,7 @@ from edgekit.crossbuild.model import Native
 from edgekit.crossbuild.native import build_native
 from edgekit.crossbuild.runtime_record import Audited, Compiled, RuntimeRecord, Tool
 from edgekit.crossbuild.wheelhouse import Wheelhouse, wheelhouse
-from edgekit.errors import AuditError, ToolchainError
+from edgekit.errors import AuditError, OptionError
 from edgekit.files import copy_tree, sha256
 from edgekit.options import Container, RuntimeOptions
 from edgekit.progress import Progress
@@ -26,29 +28,33 @@ def prepare(target: Target, options: RuntimeOptions, progress: Progress, *, forc
     """llama.cpp compiled for the target's CPU, out of the cache or compiled now.
 
     Raises:
-        ToolchainError, MissingDependencyError, WheelError: see :func:`edgekit.crossbuild.native.build_native`; or an
-            accelerator is asked for whose runtime is not made here.
-        OptionError: the target has no such accelerator.
+        ToolchainError, MissingDependencyError, WheelError, OptionError: see
+            :func:`edgekit.crossbuild.native.build_native`. What was asked for with CUDA is never made without.
     """
-    _refuse_accelerator(target, options)
-    return build_native(target, toolchain=options.toolchain, offline=options.offline, progress=progress, force=force)
+    return build_native(
+        target, toolchain=options.toolchain, accel=options.accel, offline=options.offline, progress=progress,
+        force=force,
+    )  # fmt: skip
 
 
-def _refuse_accelerator(target: Target, options: RuntimeOptions) -> None:
+def _accelerated(target: Target, formats: Sequence[Container], options: RuntimeOptions, progress: Progress) -> None:
     """A bundle that was asked to use an accelerator never has the CPU's engines alone."""
-    if options.accel != "none":
-        image = cuda.refuse_without_image(target)
-        raise ToolchainError(
-            f"no {options.accel} runtime is put into a bundle yet, although its image is here ({image[:19]})",
-            expected="--accel none: the CPU's engines, which every board has",
-            remedy="compile it in that image by hand, see docs/docker.md",
-        )
+    if options.accel == "none":
+        return
+    cuda.architecture(target)
+    if "gguf" not in formats:
+        raise OptionError(
+            f"--accel {options.accel} is for llama.cpp, and no GGUF artefact is built", expected="--format gguf",
+            remedy="add that, or leave --accel out",
+        )  # fmt: skip
+    if "onnx" in formats:
+        progress.note("CUDA is for the GGUF artefact; onnxruntime runs the ONNX one on the CPU")
 
 
 def package(
     target: Target, formats: Sequence[Container], folder: Path, options: RuntimeOptions, progress: Progress
 ) -> RuntimeRecord:
-    """Put the engines for a board into a bundle's folder: runtime/, install.sh, chat.sh and sbom.cdx.json.
+    """Put the engines for a board into a bundle's folder: runtime/, install.sh, chat.sh, bench.sh and sbom.cdx.json.
 
     llama.cpp and its native tools are for GGUF artefacts, onnxruntime is for ONNX ones. The list of parts knows the
     artefacts that are in `folder`; write it again (:func:`edgekit.crossbuild.sbom.write`) when more are.
@@ -68,13 +74,13 @@ def package(
         WheelError, ToolchainError, OptionError, MissingDependencyError, OutputError: see :func:`prepare` and
             :func:`edgekit.crossbuild.wheelhouse.wheelhouse`.
     """
-    _refuse_accelerator(target, options)
+    _accelerated(target, formats, options, progress)
     native = prepare(target, options, progress) if "gguf" in formats else None
     runtime = folder / RUNTIME
     runtime.mkdir()
     house = wheelhouse(target, native, formats, runtime, offline=options.offline, progress=progress)
     tools = _copy_tools(native, runtime) if native else ()
-    made = _record(target, formats, native, house, tools)
+    made = msgspec.structs.replace(_record(target, formats, native, house, tools), accel=options.accel)
     record = _audited(made, folder, target, progress)
     (runtime / runtime_record.NAME).write_bytes(runtime_record.to_json(runtime_record.shipped(record)))
     scripts.write_scripts(
@@ -124,8 +130,6 @@ def _compiled(native: Native) -> Compiled:
 
 def _audited(record: RuntimeRecord, folder: Path, target: Target, progress: Progress) -> RuntimeRecord:
     """The record with the audit's result; a fault is an error, so that nothing with one is ever shipped."""
-    import msgspec
-
     from edgekit.crossbuild.audit import audit_bundle
 
     audit = audit_bundle(folder, target, progress=progress)

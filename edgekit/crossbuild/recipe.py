@@ -10,11 +10,12 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -45,6 +46,8 @@ _STATUS = re.compile(r"\[(\d+)/(\d+)\] ")
 _TELLING = re.compile(r"error[: ]|undefined |No space left|cannot |Killed|\bnot found\b|FAILED", re.IGNORECASE)
 _TAIL = 200
 _LAST_WORDS = 400
+_PATIENCE = 10.0
+"""Seconds that a command gets to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,11 @@ def licences(llama_cpp: Path) -> Mapping[str, Path]:
 
 def _run(command: Sequence[str], tree: Tree, setup: Setup, lock: int, watch: Callable[[str], None], done: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if name not in _COMPILERS_OWN}
-    environment = {**inherited, **tools(), "NINJA_STATUS": "[%f/%t] ", **setup.environment}
+    environment = {**inherited, **(tools() if setup.local else {}), "NINJA_STATUS": "[%f/%t] ", **setup.environment}
     last: deque[str] = deque(maxlen=_TAIL)
     with tree.log.open("a", encoding="utf8", buffering=1) as log:
         log.write(f"$ {' '.join(command)}\n")
-        with _child(setup.command(command), environment, lock) as child:
+        with _child(setup, command, environment, lock) as child:
             assert child.stdout is not None  # noqa: S101  # it is a pipe
             for line in child.stdout:
                 log.write(line)
@@ -176,9 +179,12 @@ def _run(command: Sequence[str], tree: Tree, setup: Setup, lock: int, watch: Cal
 
 
 @contextmanager
-def _child(command: Sequence[str], environment: Mapping[str, str], lock: int) -> Iterator[subprocess.Popen[str]]:
+def _child(
+    setup: Setup, command: Sequence[str], environment: Mapping[str, str], lock: int
+) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own; when the block is left early (Ctrl-C, SIGTERM) nothing of it stays."""
     child = subprocess.Popen(  # noqa: S603
-        command,
+        setup.command(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -187,15 +193,29 @@ def _child(command: Sequence[str], environment: Mapping[str, str], lock: int) ->
         errors="replace",
         env=environment,
         pass_fds=(lock,),
+        start_new_session=True,
     )
     try:
         yield child
     finally:
         if child.poll() is None and sys.exc_info()[0] is not None:
-            child.terminate()  # ninja stops its compilers
+            _stop(child)
+            setup.end()
         if child.stdout is not None:
             child.stdout.close()
         child.wait()
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """End a command and what it started. It is asked first: ninja then stops its compilers, and removes half files."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _failure(lines: Sequence[str], tree: Tree, done: str, code: int) -> EdgekitError:

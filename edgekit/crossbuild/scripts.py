@@ -1,4 +1,4 @@
-"""What a person runs on the board: install.sh and chat.sh, POSIX shell, with this bundle's values filled in."""
+"""What a person runs on the board: install.sh, chat.sh, bench.sh: POSIX shell, with this bundle's values filled in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.errors import WheelError
 from edgekit.files import sha256
 from edgekit.options import Container
 
-INSTALL, CHAT, SUMS = "install.sh", "chat.sh", "SHA256SUMS"
+INSTALL, CHAT, BENCH, SUMS = "install.sh", "chat.sh", "bench.sh", "SHA256SUMS"
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+, -]*")
 _IMPORTS: Mapping[Container, str] = {"gguf": "llama_cpp", "onnx": "onnxruntime"}
 _BASE = ("edgekit.cli.main", "edgekit.bundle.tokenizer")
@@ -33,7 +33,7 @@ def write_sums(runtime: Path) -> Path:
 def write_scripts(
     folder: Path, *, sums: Path, python: str, machine: str, glibc: str, pip: str, formats: Sequence[Container]
 ) -> None:
-    """Write install.sh and chat.sh into a bundle.
+    """Write install.sh, chat.sh and bench.sh into a bundle.
 
     Args:
         folder: the bundle's.
@@ -51,7 +51,7 @@ def write_scripts(
         "PYTHON": python, "MACHINE": machine, "GLIBC": glibc, "PIP": pip, "IMPORTS": ", ".join(imports(formats)),
         "SUMS": sha256(sums),
     }  # fmt: skip
-    for name in (INSTALL, CHAT):
+    for name in (INSTALL, CHAT, BENCH):
         text = resources.files("edgekit.crossbuild").joinpath("board", name).read_text(encoding="utf8")
         (folder / name).write_text(_filled(text, values), encoding="utf8")
         (folder / name).chmod(0o755)

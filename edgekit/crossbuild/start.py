@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edgekit.board_files import write_cpu_files
 from edgekit.bundle.paths import plain
+from edgekit.crossbuild.audit_rules import CUDA
 from edgekit.crossbuild.elf import Elf
 from edgekit.target_schema import Target
 
@@ -76,6 +77,8 @@ def _missing(qemu: str | None, cpu: str, elf: Elf, target: Target) -> str:
     """What stands in the way, as an instruction; "" for nothing."""
     if not cpu:
         return f"target {target.name} names no toolchain.qemu_cpu"
+    if driver := next(filter(CUDA.fullmatch, elf.needed), None):
+        return f"it needs {driver}, which only the board has"
     libraries = not elf.interpreter or (LIBRARIES / Path(elf.interpreter).name).exists()
     packages = [] if qemu else ["qemu-user-static"]
     if not qemu or not libraries:

@@ -1,4 +1,4 @@
-"""Emulated boards by hand: `python -m edgekit.emulator setup`, `check`, `start --target rpi5`, `packages`."""
+"""Emulated boards by hand: `python -m edgekit.emulator install`, `setup`, `check`, `start --target rpi5`, `remove`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import get_args
 
+from edgekit import cache
 from edgekit.emulator import counting, kernel, needs, userland
 from edgekit.emulator.board import Board, emulated
+from edgekit.emulator.install import install
 from edgekit.emulator.machine import whole_board
+from edgekit.emulator.sudo import callers_cache
 from edgekit.errors import EdgekitError, EmulatorError, InterruptError
+from edgekit.files import cache_dir
 from edgekit.progress import Bars
 from edgekit.targets import load
 
@@ -29,14 +33,25 @@ _USES = {
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    commands = {"setup": setup, "check": check, "start": start, "packages": packages}
+    commands = {
+        "install": install_packages, "setup": setup, "check": check, "start": start, "remove": remove,
+        "packages": packages,
+    }  # fmt: skip
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        return commands[options.command](options)
+        with callers_cache():
+            return commands[options.command](options)
     except EdgekitError as error:
         print(f"edgekit: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
         return InterruptError.exit_code
+
+
+def install_packages(_options: argparse.Namespace) -> int:
+    """Install the Debian packages of all this; no service of theirs is started."""
+    install()
+    return 0
 
 
 def setup(options: argparse.Namespace) -> int:
@@ -63,12 +78,20 @@ def check(_options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace) -> int:
     """Run a board until Ctrl-C and print how to log in."""
-    signal.signal(signal.SIGTERM, _stop)
     with _board(options) as board:
         command = [*board.ssh_command(), board.host]
         print(f"{board.target.title}, emulated, until Ctrl-C. Log in with", flush=True)  # noqa: T201
         print(shlex.join(command), flush=True)  # noqa: T201
         signal.pause()
+    return 0
+
+
+def remove(_options: argparse.Namespace) -> int:
+    """Remove the systems, which are root's, from the cache; boards that run keep theirs."""
+    root = cache_dir()
+    for entry in cache.entries(root):
+        if entry.kind == cache.ENVIRONMENTS and entry.path.name.startswith(userland.SYSTEM):
+            print(f"{'removed' if cache.remove(root, entry) else 'kept, in use:'} {entry.path}")  # noqa: T201
     return 0
 
 
@@ -103,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     starting.add_argument("--release", choices=releases, help="of Debian; default: the one with the target's Python")
     starting.add_argument("--whole", action="store_true", help="boot a kernel in a machine of its own")
     starting.add_argument("--deterministic", action="store_true", help="a whole board whose time counts instructions")
+    commands.add_parser("install", help="install the Debian packages of all this (root); starts no service")
+    commands.add_parser("remove", help="remove the systems from the cache (root)")
     commands.add_parser("check", help="say what is missing here")
     commands.add_parser("packages", help="print the Debian packages that are needed")
     return parser

@@ -30,6 +30,8 @@ from edgekit.targets import Target
 
 START = 180.0
 """Seconds that the machine may take until ssh answers; 3 to 9 on a machine that does nothing else."""
+ATTEMPT = 10.0
+"""Seconds that one attempt to log in may take while the machine starts; it can hang on a connection that QEMU took."""
 RAM_MIB = 2048
 _ADDRESS, _GATEWAY = "10.0.2.15/24", "10.0.2.2"
 """QEMU's user network forwards to the first; restrict=on keeps the machine from reaching anything through it."""
@@ -193,12 +195,24 @@ def _started(state: Path, boot: Sequence[str], port: int) -> Iterator[subprocess
 def _answers(board: Board, process: subprocess.Popen[bytes]) -> bool:
     end = time.monotonic() + START
     while time.monotonic() < end and process.poll() is None:
-        command = [*board.ssh_command(), "-o", "ConnectTimeout=10", board.host, "true"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
-        if done.returncode == 0:
+        if _lets_in(board, min(ATTEMPT, end - time.monotonic())):
             return True
         time.sleep(0.5)
     return False
+
+
+def _lets_in(board: Board, seconds: float) -> bool:
+    """One attempt to log in. QEMU takes connections from the first moment on, long before anybody answers them."""
+    ssh, *options = board.ssh_command()
+    # The first value of an option counts, and ssh_command() has one for boards that are up.
+    command = [ssh, "-o", f"ConnectTimeout={max(1, round(seconds))}", *options, board.host, "true"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds + 1, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def _send(board: Board, files: Mapping[str, str]) -> None:

@@ -31,6 +31,8 @@ PACKAGES = (
 )  # fmt: skip
 """What every Debian has, an ssh server and Python: no pip, no compiler, no package lists."""
 USER, UID = "pi", 1000
+SYSTEM = "board-"
+"""Beginning of the names of the systems' folders."""
 MIRROR = "http://deb.debian.org/debian"
 MIRROR_VARIABLE = "EDGEKIT_DEBIAN_MIRROR"
 _NEEDLESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian", "var/cache")
@@ -61,7 +63,7 @@ def release_of(target: Target) -> str:
 def place(release: str) -> Path:
     """Where the system of a release is kept, whether it is there or not."""
     recipe = hashlib.sha256("\n".join((_RECIPE, *PACKAGES)).encode()).hexdigest()[:8]
-    return cache_dir() / cache.ENVIRONMENTS / f"board-{release}-{recipe}"
+    return cache_dir() / cache.ENVIRONMENTS / f"{SYSTEM}{release}-{recipe}"
 
 
 def ready(release: str, progress: Progress | None = None) -> Path:
@@ -106,6 +108,8 @@ def make(folder: Path, release: str = "bookworm", mirror: str = "") -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     _furnish(folder)
     _compile(folder)
+    # It holds no secrets, and whole boards are started by plain users, who put it into an image.
+    run(["chmod", "-R", "a+rX", str(folder)], "the arm64 system cannot be made readable")
 
 
 def archive() -> str:
@@ -151,7 +155,6 @@ def _furnish(folder: Path) -> None:
     (etc / "passwd").write_text(users, encoding="utf8")
     (etc / "group").write_text(f"{groups}{USER}:x:{UID}:\n", encoding="utf8")
     (etc / "shadow").write_text("".join(f"{name}:*:19000:0:99999:7:::\n" for name in names), encoding="utf8")
-    (etc / "shadow").chmod(0o600)
     (etc / "hosts").write_text("127.0.0.1 localhost\n", encoding="utf8")
     for name, text in {"hostname": "board\n", "resolv.conf": "", "fstab": "", "machine-id": ""}.items():
         (etc / name).write_text(text, encoding="utf8")

@@ -12,6 +12,9 @@ from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError, ParityError
 from edgekit.machine import cores
 
+_ALL = 1 << 20
+"""Layers: more than any model has."""
+
 
 def _library() -> Any:
     try:
@@ -41,7 +44,10 @@ class _Silence:
 
 
 class LlamaCppEngine:
-    """A GGUF file in llama.cpp, CPU only; key-value cache in float16 as llama.cpp's own default."""
+    """A GGUF file in llama.cpp; key-value cache in float16 as llama.cpp's own default.
+
+    Without `gpu` the CPU does everything; with it every layer is on the GPU, or nothing is loaded.
+    """
 
     name = "llama.cpp"
 
@@ -53,14 +59,21 @@ class LlamaCppEngine:
         context: int = 2048,
         prefill_threads: int = 0,
         mmap: bool | None = None,
+        gpu: bool = False,
     ) -> None:
         lib = _library()
         self._lib = lib
         self._log = _Silence(lib)
         lib.llama_log_set(self._log.callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
+        if gpu and not lib.llama_supports_gpu_offload():
+            raise MissingDependencyError(
+                "this bundle is made for CUDA, and llama.cpp finds no GPU here",
+                expected="the bundle's own engines, and NVIDIA's driver with a GPU that this user may use",
+                remedy="run sh install.sh, or build the bundle without --accel cuda",
+            )
         parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = _ALL if gpu else 0
         if mmap is not None:
             parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
         self._model = lib.llama_model_load_from_file(str(path).encode(), parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.engines.accelerator import needs_gpu
 from edgekit.engines.base import Engine
 
 
@@ -27,13 +28,16 @@ def open_engine(
         mmap: llama.cpp maps the file, or copies it into memory; None: as it decides.
 
     Raises:
-        MissingDependencyError: the engine's package is not installed.
+        MissingDependencyError: the engine's package is not installed; or the file is of a bundle with CUDA and
+            llama.cpp finds no GPU here: the CPU is no substitute.
         FileFormatError: the engine cannot load the file.
     """
     if container == "gguf":
         from edgekit.engines.llamacpp import LlamaCppEngine
 
-        return LlamaCppEngine(path, threads=threads, context=context, prefill_threads=prefill_threads, mmap=mmap)
+        return LlamaCppEngine(
+            path, threads=threads, context=context, prefill_threads=prefill_threads, mmap=mmap, gpu=needs_gpu(path)
+        )
     from edgekit.engines.ort import OrtEngine
     from edgekit.engines.ort_concat import ConcatOrtEngine, concatenates
 

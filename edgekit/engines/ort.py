@@ -98,6 +98,7 @@ class OrtEngine:
         sizes = model_sizes(folder, decoder=True)
         self.vocab_size, longest, self._layers, self._kv_heads, self._head_size = sizes
         self._session = open_session(folder / file, threads)
+        self.providers = tuple(self._session.get_providers())
         self._ort = _runtime()
         self.max_context = min(context, longest)
         self._caches = [f"{layer}.{side}" for layer in range(self._layers) for side in ("key", "value")]

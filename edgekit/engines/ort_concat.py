@@ -41,6 +41,7 @@ class ConcatOrtEngine:
         path = folder / file
         self.vocab_size, longest = model_sizes(folder)
         self._session = open_session(path, threads)
+        self.providers = tuple(self._session.get_providers())
         self._outputs = [output.name for output in self._session.get_outputs()]
         inputs = self._session.get_inputs()
         self._takes_positions = any(item.name == "position_ids" for item in inputs)

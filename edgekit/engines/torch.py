@@ -57,6 +57,11 @@ class TorchEngine:
                     raise ValueError(f"{name} has shape {tuple(self._named[name].shape)}, not {array.shape}")
                 self._named[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
+    @property
+    def module(self) -> Any:
+        """The Hugging Face model itself, for calibration; who changes its weights puts them back."""
+        return self._model
+
     def layers(self) -> frozenset[str]:
         """Names of the weights (outputs, inputs) that one module multiplies its input by."""
         linear = {name for name, module in self._model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -72,6 +77,32 @@ class TorchEngine:
         """See Engine.logits."""
         out: F32 = self._model(torch.as_tensor(ids)[None], use_cache=False).logits[0].float().numpy()
         return out
+
+    @torch.inference_mode()
+    def record(self, ids: Ids, stack: str) -> tuple[F32, list[Any]]:
+        """Logits (T, V), and what each layer of the module list `stack` gave, for :meth:`logits_from`."""
+        given: list[Any] = []
+        hooks = [
+            layer.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+            for layer in self._model.get_submodule(stack)
+        ]
+        try:
+            return self.logits(ids), given
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.inference_mode()
+    def logits_from(self, ids: Ids, stack: str, given: Sequence[Any], first: int) -> F32:
+        """Logits (T, V) when only layer `first` of `stack` and what follows it has changed since :meth:`record`."""
+        replaced = list(self._model.get_submodule(stack))[:first]
+        for layer, output in zip(replaced, given, strict=False):
+            layer.forward = lambda *_inputs, output=output, **_named: output
+        try:
+            return self.logits(ids)
+        finally:
+            for layer in replaced:
+                del layer.forward
 
     @torch.inference_mode()
     def logits_batch(self, sequences: Sequence[Ids]) -> list[F32]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from emulated import unavailable
 from native_runtime import native
 from tiny_elf import EXIT, SDOT, WORDS, TinyElf
 
@@ -26,7 +27,7 @@ def qemu() -> str:
     """qemu-user for 64-bit ARM."""
     found = next(filter(None, map(shutil.which, start.QEMU)), None)
     if found is None:
-        pytest.skip("qemu-user for aarch64 is not installed")
+        unavailable("qemu-user for aarch64 is not installed (apt install qemu-user-static)")
     return found
 
 
@@ -85,7 +86,7 @@ int main() {
 def compiled(folder: Path, *flags: str) -> Path:
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None:
-        pytest.skip("g++ for aarch64 is not installed")
+        unavailable("g++ for aarch64 is not installed (apt install g++-aarch64-linux-gnu)")
     (folder / "throws.cpp").write_text(THROWS)
     command = [compiler, "-O2", "-static", str(folder / "throws.cpp"), "-o", str(folder / "throws"), *flags]
     subprocess.run(command, check=True, capture_output=True)

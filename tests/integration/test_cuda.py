@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
 import sys
 import zipfile
+from importlib import resources
 from pathlib import Path
 from shutil import which
 
 import pytest
 
 from edgekit import targets
-from edgekit.crossbuild.cuda import architecture
+from edgekit.crossbuild import recipe
+from edgekit.crossbuild.cuda import architecture, definitions_for
+from edgekit.crossbuild.model import Setup
 from edgekit.crossbuild.source import sdist
 from edgekit.progress import Quiet
 
@@ -86,6 +90,40 @@ def test_ggml_cuda_compiles_for_the_boards_gpu(board: str, headers: Path, tmp_pa
     assert _machine(code, inner) == CUDA
     (flags,) = struct.unpack_from("<I", code, inner + 48)
     assert flags >> 8 & 0xFF == int(number), "code for this very GPU"
+
+
+def test_the_recipe_takes_cuda_into_the_library(tmp_path: Path) -> None:
+    """As far as cmake tells, with this machine's nvcc; cuBLAS and the driver are only names here."""
+    for program in ("nvcc", "g++"):
+        if which(program) is None:
+            pytest.skip(f"the recipe was not configured with CUDA: {program} is missing")
+    (tmp_path / "x.c").write_text("int x;")
+    stubs = {name: tmp_path / f"lib{name.partition('_')[0]}.so" for name in ("cublas", "cublasLt", "cuda_driver")}
+    for name, path in stubs.items():
+        soname = f"-Wl,-soname,lib{name.partition('_')[0]}.so.1"
+        subprocess.run(["gcc", "-shared", "-o", str(path), soname, str(tmp_path / "x.c")], check=True)
+    added = resources.files("edgekit.crossbuild").joinpath("cmake/cuda.cmake").read_text(encoding="utf8")
+    (tmp_path / "cuda.cmake").write_text(added)
+    given = ["-DCMAKE_CUDA_COMPILER=nvcc", f"-DCMAKE_PROJECT_edgekit_runtime_INCLUDE={tmp_path}/cuda.cmake"]
+    given += [f"-DCUDA_{name}_LIBRARY={path}" for name, path in stubs.items()]
+    setup = Setup(definitions=(*given, *definitions_for("87")))
+    tree = recipe.Tree(tmp_path, sdist(Quiet(), offline=False).llama_cpp)
+    with (tmp_path / "lock").open("w") as lock:
+        recipe.configure(tree, setup, lock.fileno())
+
+    def linked(product: str) -> str:
+        command = ["ninja", "-C", str(tree.build), "-t", "commands", f"out/{product}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **recipe.tools()})
+        return said.stdout.splitlines()[-1]
+
+    library = linked("lib/libggml.so")
+    assert library.count("ggml-cuda.dir/") > 50
+    assert all(f"lib{name}" in library for name in ("cudart", "cublas", "cuda.so"))
+    assert "libggml-cuda.a" in linked("bin/llama-bench")
+    for product in recipe.PRODUCTS:
+        assert re.findall(r"rpath[,=](\S+)", linked(product)) == (['"\\$ORIGIN"'] if "libllama" in product else []), (
+            product
+        )
 
 
 def _machine(code: bytes, at: int) -> int:

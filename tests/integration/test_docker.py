@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,16 @@ from typing import Any
 import docker_engine
 import pytest
 from docker_engine import Engine
+from native_runtime import native
 
-from edgekit import __version__, targets
+from edgekit import __version__
 from edgekit.crossbuild.docker import Docker, local_image
-from edgekit.crossbuild.native import build_native
 from edgekit.crossbuild.zig import VERSION as ZIG
 from edgekit.errors import ToolchainError
-from edgekit.progress import Quiet
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3 * 3600)]
 PINS = dict(re.findall(r"^([\w-]+)==(\S+)$", (docker_engine.ROOT / "constraints.txt").read_text("utf8"), re.MULTILINE))
-CROSS, RUNNER = local_image("cross-arm64"), local_image("runner")
+CROSS, RUNNER, BUILDER = (local_image(name) for name in ("cross-arm64", "runner", "builder"))
 PROGRAM = """
 #include <iostream>
 int main() { std::cout << "hello from " << sizeof(void *) * 8 << " bits" << std::endl; }
@@ -54,6 +55,13 @@ def runner(engine: Engine) -> dict[str, Any]:
     return engine.build("runner", RUNNER)
 
 
+@pytest.fixture(scope="module")
+def builder(engine: Engine) -> dict[str, Any]:
+    """Hundreds of MB of packages, and llama-cpp-python is compiled."""
+    with docker_engine.torch_index() as index:
+        return engine.build("builder", BUILDER, *index)
+
+
 @pytest.fixture
 def own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """edgekit finds this engine and no other."""
@@ -67,12 +75,14 @@ def well_made(engine: Engine, image: dict[str, Any], tag: str) -> None:
     assert config["User"] == "10001"
     assert config["Labels"]["org.opencontainers.image.version"] == __version__
     assert config["Labels"]["org.opencontainers.image.base.name"] == docker_engine.BASE
-    assert engine.run(tag, "id", "--user").strip() == "10001"
+    assert engine.inside(tag, "id", "--user").strip() == "10001"
     for emptied in ("/var/lib/apt/lists", "/tmp"):
-        assert engine.run(tag, "find", emptied, "-type", "f") == "", "left behind by the build"
-    assert engine.run(tag, "find", "/var/cache/apt/archives", "-name", "*.deb", check=False) == ""
-    assert "/.cache" not in engine.run(tag, "find", "/root", "/home", "-maxdepth", "3", "-name", ".cache", check=False)
-    assert "/source" not in engine.run(tag, "find", "/", "-maxdepth", "1")
+        assert engine.inside(tag, "find", emptied, "-type", "f") == "", "left behind by the build"
+    assert engine.inside(tag, "find", "/var/cache/apt/archives", "-name", "*.deb", check=False) == ""
+    assert "/.cache" not in engine.inside(
+        tag, "find", "/root", "/home", "-maxdepth", "3", "-name", ".cache", check=False
+    )
+    assert "/source" not in engine.inside(tag, "find", "/", "-maxdepth", "1")
 
 
 # --- cross-arm64 -----------------------------------------------------------------------------------------------------
@@ -121,12 +131,66 @@ def test_the_toolchain_with_an_image_that_lacks_zig(engine: Engine) -> None:
 @pytest.mark.usefixtures("own")
 def test_the_runtime_equals_the_one_made_without_docker(cross: dict[str, Any]) -> None:
     """Every library, tool and licence, byte for byte; compiles llama.cpp twice."""
-    rpi5 = targets.load("rpi5")
-    inside = build_native(rpi5, toolchain="docker", progress=Quiet())
+    inside = native("rpi5", "docker")
     assert inside.record.toolchain_version == f"zig {ZIG} in {CROSS} {cross['Id'].removeprefix('sha256:')[:12]}"
-    outside = build_native(rpi5, toolchain="zig", progress=Quiet())
+    outside = native("rpi5")
+    assert inside.record.seconds is None
     assert inside.record.flags == outside.record.flags
     assert inside.record.files == outside.record.files
+
+
+@pytest.mark.usefixtures("own", "cross")
+def test_a_compile_that_is_stopped_leaves_no_container(engine: Engine, tmp_path: Path) -> None:
+    """SIGTERM to edgekit alone, as from a service manager."""
+    kept = Path(os.environ.get("EDGEKIT_TEST_RUNTIME_CACHE", os.environ["EDGEKIT_CACHE"]))
+    copied = ["cp", "-a", "--reflink=auto", str(kept / "sources"), str(tmp_path / "sources")]
+    subprocess.run(copied, check=False)  # otherwise they are downloaded
+    command = [sys.executable, "-m", "edgekit", "runtime", "build", "--target", "rpi5", "--toolchain", "docker"]
+    environment = {**os.environ, "EDGEKIT_CACHE": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not re.search('"(cmake|ninja) ', engine("ps", "--format", "{{.Command}}").stdout):
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.terminate()
+        said = process.communicate(timeout=300)[1]
+    assert (process.returncode, "interrupted" in said) == (130, True), said
+    assert "edgekit-" not in engine("ps", "--all", "--format", "{{.Names}}").stdout
+
+
+# --- builder ---------------------------------------------------------------------------------------------------------
+
+
+def test_builder_is_well_made(engine: Engine, builder: dict[str, Any]) -> None:
+    well_made(engine, builder, BUILDER)
+    assert builder["Config"]["Entrypoint"] == ["/usr/bin/tini", "--", "edgekit"]
+
+
+def test_builder_plans_a_bundle_and_has_all_that_a_build_needs(engine: Engine, builder: dict[str, Any]) -> None:
+    assert __version__ in engine.run(BUILDER, "--version")
+    said = engine.run(BUILDER, "plan", "--target", "rpi5")
+    assert "Raspberry Pi 5" in said
+    needed = "torch", "transformers", "onnx", "onnxruntime", "llama_cpp", "ziglang", "cmake", "ninja", "elftools"
+    code = f"import importlib.util as u; print([n for n in {needed} if u.find_spec(n) is None])"
+    assert engine.inside(BUILDER, "/opt/edgekit/bin/python", "-c", code).strip() == "[]"
+    said = engine.inside(BUILDER, "/opt/edgekit/bin/python", "-c", "import torch; print(torch.version.cuda)")
+    assert said.strip() == "None", "the CPU build"
+
+
+def test_builder_builds_a_bundle(engine: Engine, builder: dict[str, Any], tmp_path: Path) -> None:
+    """As docs/docker.md has it, from the demo model in the image, without a network."""
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist").chmod(0o777)
+    engine(
+        "run", "--rm", "--network", "none", "-v", "edgekit-cache:/cache", "-v", f"{tmp_path}/dist:/workspace/dist",
+        BUILDER, "build", "--target", "rpi5", "--format", "gguf", "--no-runtime", "-o", "dist",
+    )  # fmt: skip
+    (bundle,) = (tmp_path / "dist").iterdir()
+    assert {"manifest.json", "target.toml"} <= {path.name for path in bundle.iterdir()}
+    said = engine(
+        "run", "--rm", "--network", "none", "-v", f"{tmp_path}/dist:/workspace/dist:ro", BUILDER, "run",
+        f"dist/{bundle.name}", "What is a Raspberry Pi?", "--max-tokens", "8",
+    )  # fmt: skip
+    assert said.stdout.strip()
 
 
 # --- runner ----------------------------------------------------------------------------------------------------------

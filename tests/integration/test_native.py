@@ -9,31 +9,33 @@ import sys
 from pathlib import Path
 from shutil import which
 
+import emulated
 import native_runtime
 import pytest
 import tiny_gguf
 
-pytest.importorskip("ziglang")
-pytest.importorskip("cmake")
-pytest.importorskip("ninja")
-pytest.importorskip("elftools")
+emulated.installed("ziglang", "cmake", "ninja", "elftools")
 
-from elftools.elf import elffile
+from elftools.elf import elffile  # noqa: E402
 
-from edgekit.crossbuild import recipe
-from edgekit.crossbuild.model import Native, numbers
-from edgekit.files import sha256
+from edgekit.crossbuild import recipe  # noqa: E402
+from edgekit.crossbuild.model import Native, numbers  # noqa: E402
+from edgekit.files import sha256  # noqa: E402
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
 SYSROOT = Path("/usr/aarch64-linux-gnu")
-QEMU = which("qemu-aarch64-static") or which("qemu-aarch64")
 SIGILL = 4
 LIBC = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
-emulated = pytest.mark.skipif(
-    QEMU is None or not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists(),
-    reason="needs qemu-user-static and libc6-arm64-cross",
-)
+
+
+@pytest.fixture(scope="session")
+def qemu() -> str:
+    """qemu-user for 64-bit ARM, with a C library."""
+    found = which("qemu-aarch64-static") or which("qemu-aarch64")
+    if found is None or not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists():
+        emulated.unavailable("needs qemu-user-static and libc6-arm64-cross")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +51,7 @@ def a72() -> Native:
 @pytest.fixture(scope="session")
 def by_gcc() -> Native:
     if which("aarch64-linux-gnu-g++") is None:
-        pytest.skip("needs crossbuild-essential-arm64")
+        emulated.unavailable("needs g++ for aarch64 (apt install crossbuild-essential-arm64)")
     return native_runtime.native("rpi5", "gcc")
 
 
@@ -78,8 +80,8 @@ def newest_glibc(path: Path) -> tuple[int, ...]:
     return max((numbers(name.removeprefix("GLIBC_")) for name in names if name.startswith("GLIBC_")), default=(0,))
 
 
-def run(made: Native, tool: str, cpu: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(QEMU), "-cpu", cpu, "-L", str(SYSROOT), str(made.folder / "bin" / tool), *map(str, arguments)]
+def run(qemu: str, made: Native, tool: str, cpu: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [qemu, "-cpu", cpu, "-L", str(SYSROOT), str(made.folder / "bin" / tool), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -174,24 +176,22 @@ def test_the_record_tells_the_files(a76: Native) -> None:
 # -- where it starts
 
 
-@emulated
 @pytest.mark.parametrize("tool", ["llama-bench", "llama-perplexity"])
-def test_starts_on_its_cpu_and_dies_on_an_older_one(tool: str, a76: Native, tmp_path: Path) -> None:
+def test_starts_on_its_cpu_and_dies_on_an_older_one(tool: str, a76: Native, tmp_path: Path, qemu: str) -> None:
     model = tiny_gguf.write(tmp_path / "tiny.gguf", kind="Q4_0") if tool == "llama-bench" else None
     arguments = ["-m", model, "-p", "8", "-n", "2", "-t", "1", "-r", "1", "-o", "json"] if model else ["--version"]
-    said = run(a76, tool, "cortex-a76", *arguments)
+    said = run(qemu, a76, tool, "cortex-a76", *arguments)
     assert said.returncode == 0, said.stderr
     if model:
         assert {row["n_prompt"] for row in json.loads(said.stdout)} == {8, 0}
-    assert run(a76, tool, "cortex-a72", *arguments).returncode == -SIGILL
+    assert run(qemu, a76, tool, "cortex-a72", *arguments).returncode == -SIGILL
 
 
-@emulated
 @pytest.mark.nightly
 @pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
-def test_the_one_for_the_older_cpu_starts_on_both(cpu: str, a72: Native, tmp_path: Path) -> None:
+def test_the_one_for_the_older_cpu_starts_on_both(cpu: str, a72: Native, tmp_path: Path, qemu: str) -> None:
     model = tiny_gguf.write(tmp_path / "tiny.gguf", kind="Q4_0")
-    said = run(a72, "llama-bench", cpu, "-m", model, "-p", "8", "-n", "2", "-t", "1", "-r", "1", "-o", "json")
+    said = run(qemu, a72, "llama-bench", cpu, "-m", model, "-p", "8", "-n", "2", "-t", "1", "-r", "1", "-o", "json")
     assert said.returncode == 0, said.stderr
 
 

@@ -28,6 +28,9 @@ WORKS = {
     "zig cc": "echo '#define __ARM_FEATURE_CRC32 1'",
     "zig env": """printf '.{\\n    .lib_dir = "/opt/zig/lib",\\n}\\n'""",
     "cat": 'echo "licence $last"',
+    "nvcc --version": "exit 127",
+    "gcc -dumpfullversion": "exit 127",
+    "getconf GNU_LIBC_VERSION": "exit 127",
 }
 """What a docker whose engine runs and has the image does, by verb or by the command in the container."""
 
@@ -200,6 +203,17 @@ def test_what_outlived_its_client_is_ended(play: Path, rpi4: Cpu, folder: Path) 
     assert options(Docker().setup(rpi4, other).command(["ninja"]))["--name"] != [name]
 
 
+def test_a_compile_that_is_stopped_ends_its_container(play: Path, rpi4: Cpu, folder: Path) -> None:
+    setup = Docker().setup(rpi4, folder)
+    (name,) = options(setup.command(["ninja"]))["--name"]
+    (play / "log").unlink()
+    setup.end()
+    assert (play / "log").read_text().splitlines() == [f"rm --force {name}"]
+    let(play, "rm", "exit 125")
+    setup.end()  # an engine that is gone has no containers, and must not hide why the compile was stopped
+    assert not setup.local, "cmake and ninja are the image's"
+
+
 def test_flags_and_wrappers_are_those_of_zig(play: Path, rpi4: Cpu, folder: Path) -> None:
     setup = Docker().setup(rpi4, folder)
     assert setup.flags == zig.flags(rpi4)
@@ -261,7 +275,7 @@ def test_cuda_for_an_unknown_gpu(arch: str) -> None:
 def test_cuda_without_its_image(play: Path) -> None:
     let(play, "image", "exit 1")
     with pytest.raises(ToolchainError) as refused:
-        cuda.refuse_without_image(targets.load("jetson-orin-nano"))
+        chosen("zig", targets.load("jetson-orin-nano"), "cuda").version()
     sentence(
         refused.value,
         f"no image {docker.local_image('cross-jetson')}",
@@ -272,11 +286,18 @@ def test_cuda_without_its_image(play: Path) -> None:
 
 def test_cuda_with_its_image(play: Path) -> None:
     orin, thor = targets.load("jetson-orin-nano"), targets.load("jetson-thor")
-    assert cuda.refuse_without_image(orin) == ID
+    let(play, "nvcc --version", "echo 'Cuda compilation tools, release 12.6, V12.6.68'")
+    let(play, "gcc -dumpfullversion", "echo 11.4.0")
+    let(play, "getconf GNU_LIBC_VERSION", "echo glibc 2.35")
+    name = docker.local_image("cross-jetson")
+    said = chosen("zig", orin, "cuda").version()
+    assert said == f"nvcc 12.6 and gcc 11.4.0 (glibc 2.35) in {name} {ID[:12]}"
     assert cuda.definitions(orin) == ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=87")
     assert cuda.definitions(thor) == ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=110")
     assert cuda.image(thor) == docker.local_image("cross-jetson-thor")
-    assert "pull" not in (play / "log").read_text()
+    words = (play / "log").read_text().split()
+    assert "pull" not in words
+    assert words.count("run") == words.count("--pull=never")
 
 
 def test_every_jetson_has_an_image() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,13 +60,23 @@ class Compiler:
     release: str = "1.0"
     flags: tuple[str, ...] = ("-O3",)
     glibc: str = ""
+    local: bool = True
+    ended: Path | None = None
+    """Touched when what runs elsewhere is to be ended."""
 
     def version(self) -> str:
         return self.release
 
     def setup(self, cpu: Cpu, folder: Path) -> Setup:
         (folder / "cc").write_text(cpu.mtune)
-        return Setup(definitions=("-DA=1",), flags=self.flags, glibc=self.glibc, first_use="libc++ comes first")
+        return Setup(
+            definitions=("-DA=1",), flags=self.flags, glibc=self.glibc, first_use="libc++ comes first",
+            local=self.local, end=self.end,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        if self.ended is not None:
+            self.ended.touch()
 
 
 @dataclass
@@ -157,6 +167,20 @@ def test_cmake_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cmake", None)
     with pytest.raises(MissingDependencyError, match=r"cmake, which compiles .* pip install 'edgekit\[cross\]'"):
         recipe.tools()
+
+
+def test_cmake_and_ninja_are_only_asked_for_where_they_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> dict[str, str]:
+        raise MissingDependencyError("cmake is not installed here")
+
+    monkeypatch.setattr(recipe, "tools", absent)
+    monkeypatch.setenv("PATH", f"{bench.bin}:/usr/bin:/bin")
+    with pytest.raises(MissingDependencyError):
+        bench.build()
+    bench.compiler.local = False
+    made = bench.build()
+    assert made.record.seconds is None, "time in a container is not ours to read"
+    assert native.finished(made.folder) == made
 
 
 def test_the_targets_glibc_cannot_be_reached(bench: Bench) -> None:
@@ -306,20 +330,26 @@ def test_a_failed_compile_goes_on(bench: Bench) -> None:
 # -- a compile that is killed
 
 
-def start(bench: Bench, hook: str) -> subprocess.Popen[str]:
+BUILD = "t.build_native(t.targets.load('rpi5'), progress=t.Bar())"
+VERB = "from edgekit.cli.main import main; main(['runtime', 'build', '--target', 'rpi5'])"
+
+
+def start(bench: Bench, hook: str, does: str = BUILD) -> subprocess.Popen[str]:
     """The same build in a process of its own; `hook` runs in ninja before each product."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import test_crossbuild_native as t; from pathlib import Path\n"
-        "t.toolchains.TOOLCHAINS = {'zig': t.Compiler()}\n"
+        "t.toolchains.TOOLCHAINS = {'zig': t.Compiler(ended=Path(sys.argv[2]) / 'ended')}\n"
         "s = t.Source(Path(sys.argv[2]) / 'sources' / 'llama', '0.3.36', '5' * 64)\n"
         "t.native.sdist = lambda *_: s\n"
         "t.recipe.tools = lambda: {'PATH': sys.argv[3]}\n"
-        "t.build_native(t.targets.load('rpi5'), progress=t.Bar())\n"
+        f"{does}\n"
     )
     arguments = [str(Path(__file__).parent), str(bench.root), f"{bench.bin}:/usr/bin:/bin"]
     environment = {**os.environ, "HOOK": hook}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], env=environment, text=True, stderr=subprocess.PIPE
+    )
 
 
 def wait_for(path: Path) -> None:
@@ -349,6 +379,41 @@ def test_killed_in_the_middle_and_gone_on(bench: Bench, tmp_path: Path) -> None:
     thread.join(60)
     assert (results[0].folder / "lib" / "libllama.so").read_text() == "code of lib/libllama.so"
     assert bench.left("compiles") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_stopped_in_the_middle_leaves_no_compiler_and_goes_on(bench: Bench, tmp_path: Path, number: int) -> None:
+    """The compiler that ninja started, and one that takes no notice of SIGTERM, go too."""
+    reached = tmp_path / "reached"
+    compiler = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    compiler += "from pathlib import Path; Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    hook = f"import subprocess\nif number == 3: subprocess.run([sys.executable, '-c', {compiler!r}, {str(reached)!r}])"
+    with start(bench, hook, VERB) as process:
+        wait_for(reached)
+        wait_until(reached.read_text)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, "edgekit: interrupted" in said) == (130, True), said
+    wait_until(lambda: not Path("/proc", reached.read_text()).exists())
+    assert (bench.root / "ended").exists(), "what runs in a container is ended as well"
+    (tree,) = bench.root.glob("compiles/*/tree")
+    assert (tree / "out" / "bin" / "llama-bench").exists()
+    bar = Bar()
+    assert (bench.build(bar=bar).folder / "lib" / "libllama.so").exists()
+    assert "an earlier compile goes on" in bar.notes[0]
+
+
+def test_what_ends_well_is_not_ended(bench: Bench, tmp_path: Path) -> None:
+    bench.compiler.ended = tmp_path / "ended"
+    bench.build()
+    assert not (tmp_path / "ended").exists()
+
+
+def wait_until(happens: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_two_at_once_compile_once(bench: Bench) -> None:

@@ -102,6 +102,26 @@ def test_a_skip_is_a_failure_where_the_emulator_is_required(monkeypatch: pytest.
         pass
 
 
+@pytest.mark.parametrize("name", ["test_native", "test_audit_real"])
+def test_so_is_one_for_want_of_what_runtimes_are_checked_with(name: str, tmp_path: Path) -> None:
+    """The files themselves, on a machine without qemu-user and cross compiler."""
+    test = Path(__file__).parents[1] / "integration" / f"{name}.py"
+    environment = {**os.environ, emulated.REQUIRED: "1", "PATH": str(tmp_path)}
+    wanted = "libc_chooses or without_names or gcc_links"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", "-k", wanted, str(test)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert f"{emulated.REQUIRED}=1, and" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_a_package_that_is_missing_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated.installed("json")
+    monkeypatch.setenv(emulated.REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match="no_such_package_at_all is not installed"):
+        emulated.installed("json", "no_such_package_at_all")
+
+
 def test_a_target_without_a_processor_is_refused() -> None:
     with pytest.raises(EmulatorError, match=r"host cannot be emulated: it names no CPU; expected toolchain.qemu_cpu"):
         board.qemu_cpu(targets.load("host"))
@@ -157,7 +177,7 @@ def test_check_names_every_use_and_what_it_lacks(bare: None, capsys: pytest.Capt
 def test_the_makefile_installs_every_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["packages"]) == 0
     assert set(capsys.readouterr().out.split()) == set(needs.packages()) >= {tool.package for tool in needs.TOOLS}
-    assert "python -m edgekit.emulator packages" in Path(__file__).parents[2].joinpath("Makefile").read_text("utf8")
+    assert "python -B -m edgekit.emulator install" in Path(__file__).parents[2].joinpath("Makefile").read_text("utf8")
 
 
 # --- sensors ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from edgekit.crossbuild import audit, cuda, package, wheelhouse
 from edgekit.crossbuild.model import Native, NativeRecord
 from edgekit.crossbuild.runtime_record import RuntimeRecord, read, shipped
 from edgekit.crossbuild.wheelhouse import host_version
-from edgekit.errors import AuditError, OptionError, ToolchainError
+from edgekit.errors import AuditError, OptionError
 from edgekit.files import sha256
 from edgekit.options import Container, RuntimeOptions
 from edgekit.progress import Quiet
@@ -59,6 +59,7 @@ def make(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
         assert len(asked) <= number
         return folder, made
 
+    run.asked = asked  # type: ignore[attr-defined]
     return run
 
 
@@ -71,16 +72,22 @@ def test_a_fault_stops_it_and_is_named(make: Make) -> None:
 def test_cuda_is_not_passed_over(make: Make, monkeypatch: pytest.MonkeyPatch, form: Container) -> None:
     with pytest.raises(OptionError, match="rpi5 has no CUDA accelerator"):
         make(form, accel="cuda")
-    monkeypatch.setattr(cuda, "refuse_without_image", lambda _target: "sha256:0123456789abcdef")
-    with pytest.raises(ToolchainError, match="no cuda runtime is put into a bundle yet"):
-        make(form, accel="cuda")
+    monkeypatch.setattr(cuda, "architecture", lambda _target: "87")
+    if form == "onnx":
+        with pytest.raises(OptionError, match="--accel cuda is for llama.cpp, and no GGUF artefact is built"):
+            make(form, accel="cuda")
+        return
+    folder, made = make(form, accel="cuda")
+    assert (made.accel, read(folder / "runtime" / "runtime.json").accel) == ("cuda", "cuda")
+    assert make.asked[-1]["accel"] == "cuda"  # type: ignore[attr-defined]
+    assert make(form)[1].accel == "none"
 
 
 def test_the_layout_of_both_formats(make: Make) -> None:
     folder, made = make("gguf", "onnx")
     paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {path for path in paths if not path.startswith("runtime/wheels/")} == {
-        "install.sh", "chat.sh", "sbom.cdx.json", "runtime/runtime.json", "runtime/requirements.txt",
+        "install.sh", "chat.sh", "bench.sh", "sbom.cdx.json", "runtime/runtime.json", "runtime/requirements.txt",
         "runtime/SHA256SUMS", "runtime/bin/llama-bench", "runtime/bin/llama-perplexity",
         "runtime/licenses/llama.cpp.txt",
     }  # fmt: skip
@@ -88,7 +95,8 @@ def test_the_layout_of_both_formats(make: Make) -> None:
     assert {tool.path: tool.sha256 for tool in made.tools} == {
         f"bin/{name}": sha256(folder / "runtime" / "bin" / name) for name in ("llama-bench", "llama-perplexity")
     }
-    assert all(os.access(folder / path, os.X_OK) for path in ("install.sh", "chat.sh", "runtime/bin/llama-bench"))
+    programs = ("install.sh", "chat.sh", "bench.sh", "runtime/bin/llama-bench")
+    assert all(os.access(folder / path, os.X_OK) for path in programs)
     assert made.compiled is not None
     assert (made.compiled.ggml, made.python, made.glibc, made.glibc_max) == ("0.25.3", "3.11", "2.30", "2.36")
     assert made.audit is not None
