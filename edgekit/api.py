@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekit.bundle.tokenizer import Tokenizer
     from edgekit.checkpoint.checkpoint import Checkpoint
     from edgekit.engines.base import Engine
+    from edgekit.quantize.sensitivity_map import SensitivityMap
     from edgekit.report.model import Report
 
 _ALL_FORMATS = Options().formats
@@ -92,6 +93,55 @@ def build(
     return Built(bundle, building.build(checkpoint, board, bundle, options, progress))
 
 
+def sensitivity(
+    model: str | Path | None,
+    container: Container,
+    *,
+    output: str | Path | None = None,
+    target: str | Path | None = None,
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> SensitivityMap:
+    """Measure what every number format does to every group of tensors, as `edgekit sensitivity` does.
+
+    Args:
+        model: as in :func:`build`.
+        container: "gguf" or "onnx".
+        output: the map's file; None: it is only returned.
+        target: a board whose formats are covered beside the usual ones.
+        options: calibration text, seed, cache; `force` replaces the file.
+        source: as in :func:`build`.
+        progress: as in :func:`build`.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    from edgekit.checkpoint.source import resolve
+    from edgekit.files import refuse_existing, whole_file
+    from edgekit.quantize.sensitivity_map import to_json
+    from edgekit.targets import load
+
+    options, progress = options or Options(), progress or Quiet()
+    _refuse_contradictions(options)
+    if output is not None:
+        refuse_existing(Path(output), options.force)
+    checkpoint = resolve(None if model is None else str(model), source or SourceOptions(), progress=progress)
+    try:
+        _refuse_missing()
+        from edgekit import building
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
+        ) from error
+    board = None if target is None else load(str(target))
+    found = building.sensitivity_of(checkpoint, container, options, progress, board)
+    if output is not None:
+        with whole_file(Path(output), force=options.force) as fresh:
+            fresh.write_bytes(to_json(found))
+    return found
+
+
 def _refuse_contradictions(options: Options) -> None:
     """What is quick to check of the options."""
     for option, path in (("--text", options.text), ("--calibration-text", options.calibration_text)):
@@ -99,6 +149,7 @@ def _refuse_contradictions(options: Options) -> None:
             raise TextError(f"there is no text file at {path}", remedy=f"check the path given with {option}")
     if options.calibration_text and not options.calibrate:
         raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
+    _refuse_planning(options)
     if options.llama_cpp is not None:
         from edgekit.export.llama_tree import check_tree
 
@@ -111,6 +162,19 @@ def _refuse_contradictions(options: Options) -> None:
         if "onnx" not in options.formats:
             raise OptionError("--exporter is given, but no ONNX is to be built", remedy="add --format onnx")
         interpreter()
+
+
+def _refuse_planning(options: Options) -> None:
+    """What is quick to check of a budget and of plans."""
+    if options.plan is not None and (options.budget is not None or options.bits != Options().bits):
+        raise OptionError("--plan says which formats to use, and so do bits or a budget", expected="one of them")
+    planned = options.plan is not None or options.budget is not None
+    if planned and (options.llama_cpp is not None or options.exporter != "edgekit"):
+        raise OptionError(
+            "a plan's file or a budget is given, but somebody else's exporter converts the model",
+            expected="a family that edgekit exports by itself",
+            remedy="give --bits instead",
+        )
 
 
 def _possible(checkpoint: Checkpoint, options: Options, progress: Progress) -> Options:

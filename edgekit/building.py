@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from edgekit import cache, steps
+from edgekit import cache, mapping, refining, steps
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
+from edgekit.bundle.said import seal_said
+from edgekit.bundle.target import seal_target
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference, text
 from edgekit.crossbuild import sbom
 from edgekit.export.foreign import Foreign, plan_of
-from edgekit.files import cache_dir, temporary_folder, whole_folder
+from edgekit.files import cache_dir, output_errors, temporary_folder, whole_folder
 from edgekit.options import Container, Options
-from edgekit.original import Original
+from edgekit.original import Original, Texts
 from edgekit.progress import Progress, Stopwatch
 from edgekit.quantize.choose import choose
 from edgekit.quantize.plan import Plan, refuse_fallbacks
+from edgekit.quantize.plan_file import follow
+from edgekit.quantize.plan_file import read as read_plan
 from edgekit.quantize.predict import predict, refuse_too_big
+from edgekit.quantize.sensitivity_map import SensitivityMap, chosen
 from edgekit.records import Record, Result
 from edgekit.report import model as reports
-from edgekit.stages import Stages
+from edgekit.stages import Made, Stages
 from edgekit.steps import Artefact, Proof, Work, surroundings
 from edgekit.targets import Target, coherence_limits
 
@@ -33,6 +40,10 @@ SAMPLES = 3
 def bundle_name(checkpoint: Checkpoint, target: Target, options: Options) -> str:
     """Folder name of the bundle; bits other than the default 4 are named as requested, never as achieved."""
     suffix = "" if options.bits == 4 else f".bits{options.bits}"
+    if options.budget is not None:
+        suffix = f".{options.budget.suffix}"
+    elif options.plan is not None:
+        suffix = ".planned"
     return f"{checkpoint.name.lower()}.{target.name}{suffix}"
 
 
@@ -45,10 +56,22 @@ def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan
         StrictError, DoesNotFitError, GridError, OptionError.
     """
     own = [container for container in options.formats if not options.converts(container)]
+    if options.plan is not None:
+        listed = read_plan(options.plan)
+        return [_checked(follow(listed, checkpoint, target, name), checkpoint, target, options) for name in own]
     return [
         _checked(choose(checkpoint.spec, target, container, options.bits), checkpoint, target, options)
         for container in own
     ]
+
+
+def _refuse_unmet(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan]:
+    """No plans yet: they follow when sensitivity is known. What needs no measurement is checked before."""
+    for container in options.formats:
+        chosen(options.sensitivity, checkpoint, container)
+        if options.budget is not None:
+            refining.refuse_unmet(checkpoint, target, container, options.budget)
+    return []
 
 
 def _checked(plan: Plan, checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
@@ -79,15 +102,17 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         EdgekitError: one of its kinds, see docs; nothing is left at `out` then.
     """
     watch = Stopwatch(progress)
-    planned = plans(checkpoint, target, options)
+    planned = (plans if options.budget is None else _refuse_unmet)(checkpoint, target, options)
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
-        planned = _all_plans(work, planned, sources, target)
+        planned = _all_plans(work, planned, sources, target) if options.budget is None else []
         carried = steps.runtime(work, target)
         texts = steps.texts(work)
         importance = steps.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
         made = [steps.artefact(work, plan, importance, sources[plan.container]) for plan in planned]
+        if options.budget is not None:
+            made = [_under_budget(work, target, kind, texts, importance, sealed, digest) for kind in options.formats]
         steps.check_tokenizers(work, made)
         proofs = [steps.prove(work, item, sealed, digest) for item in made]
         work.original.close()
@@ -96,17 +121,38 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
             _judged(item, proof, coherence, checkpoint, target)
             for item, proof, coherence in zip(made, proofs, measured, strict=True)
         ]
-        said = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
+        each = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
+        said = dict(zip(options.formats, each, strict=True))
         record = Record(checkpoint, target, options, out.name, results, texts, sealed, carried)
-        report = record.report(
-            _samples(sealed, work.tokenizer, dict(zip(options.formats, said, strict=True))), watch.seconds
-        )
+        report = record.report(_samples(sealed, work.tokenizer, said), watch.seconds)
         _write_reports(report, folder)
+        seal_target(folder, target)
+        seal_said(folder, said)
         if carried is not None:
             sbom.write(folder, carried, record.model)
         with watch.step("checksums"):
             bundles.write_manifest(folder, record.manifest())
     return report
+
+
+def sensitivity_of(
+    checkpoint: Checkpoint, container: Container, options: Options, progress: Progress, target: Target | None = None
+) -> SensitivityMap:
+    """The sensitivity map of the options' files, otherwise a measured one; builds nothing.
+
+    Raises:
+        EdgekitError: see :func:`edgekit.mapping.sensitivity`.
+    """
+    if given := chosen(options.sensitivity, checkpoint, container):
+        return given
+    base = cache_dir() if options.cache else Path(tempfile.gettempdir())
+    with output_errors(base):
+        base.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(base / "sensitivity") as place:
+            (place / "bundle").mkdir()
+            with _work(checkpoint, place / "bundle", place / "bundle", options, progress) as work:
+                made = steps.texts(work)
+                return mapping.sensitivity(work, made, steps.importance(work, made), container, target)
 
 
 @contextmanager
@@ -124,6 +170,27 @@ def _work(checkpoint: Checkpoint, folder: Path, out: Path, options: Options, pro
         original = Original(checkpoint.root, progress)
         cleanup.callback(original.close)
         yield Work(checkpoint, options, folder, scratch, tokenizer, original, stages, progress)
+
+
+def _under_budget(
+    work: Work, target: Target, kind: Container, texts: Texts, importance: Made | None, sealed: reference.Reference,
+    digest: str,
+) -> Artefact:  # fmt: skip
+    """The artefact whose plan keeps to the budget, as built and measured."""
+    found = mapping.sensitivity(work, texts, importance, kind, target)
+
+    def make(plan: Plan) -> Artefact:
+        return steps.artefact(work, _checked(plan, work.checkpoint, target, work.options), importance)
+
+    def measure(item: Artefact) -> float:
+        return steps.coherence(work, item, sealed, digest).kl_mean
+
+    if (budget := work.options.budget) is None:
+        raise ValueError("there is no budget")
+    return refining.settle(
+        budget, refining.allot(work.checkpoint, target, kind, found), make, measure,
+        lambda item: shutil.rmtree(item.built.path.parent),
+    )  # fmt: skip
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
@@ -144,13 +211,17 @@ def _judged(
 
 
 def _samples(
-    sealed: reference.Reference, tokenizer: Tokenizer, said: Mapping[Container, Sequence[str]]
+    sealed: reference.Reference, tokenizer: Tokenizer, said: Mapping[Container, Sequence[Sequence[int]]]
 ) -> list[reports.Sample]:
-    """The first prompts' continuations side by side, for a person to read; `said` is by format."""
+    """The first prompts' continuations side by side, for a person to read; `said` is ids by format."""
     originals = [tokenizer.decode(ids.tolist()) for ids in sealed.continuations.lists()[:SAMPLES]]
     questions = [prompt.text for prompt in text.fixed_prompts()[:SAMPLES]]
     return [
-        reports.Sample(prompt=question, original=original, artefacts={name: told[index] for name, told in said.items()})
+        reports.Sample(
+            prompt=question,
+            original=original,
+            artefacts={name: tokenizer.decode(told[index]) for name, told in said.items()},
+        )
         for index, (question, original) in enumerate(zip(questions, originals, strict=True))
     ]
 

@@ -317,8 +317,17 @@ class InvalidMeasurementError(EdgekitError):
     exit_code = 39
 
 
+class BudgetError(EdgekitError):
+    """No plan keeps to the budget: too small a size, too many tokens/s, too low a KL divergence.
+
+    Remedy: take the nearest figure that can be met, which the message names, another model or another target.
+    """
+
+    exit_code = 40
+
+
 class InterruptError(EdgekitError):
-    """The user pressed Ctrl-C; nothing half-written is left.
+    """Stopped by Ctrl-C, SIGTERM or a terminal that closed; nothing half-written is left.
 
     Remedy: run the same command again: finished stages come from the cache.
     """

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from edgekit import __version__
 from edgekit.bundle import manifest
@@ -22,7 +19,7 @@ from edgekit.original import Texts, versions
 from edgekit.quantize.predict import Prediction
 from edgekit.report import model as reports
 from edgekit.report.flips import flipped_items
-from edgekit.targets import Target
+from edgekit.targets import Target, digest
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,10 @@ class Record:
         if text is None:
             return "none: all inputs of a layer weigh the same"
         made = "written by the full-precision model itself" if text.kind == "self-generated" else "from a text file"
-        return f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
+        said = f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
+        if self.options.effort == "fast":
+            return said
+        return f"{said}; linear layers rounded by GPTQ with a weight for each token, on more of such text"
 
     @property
     def model(self) -> manifest.Model:
@@ -103,7 +103,7 @@ class Record:
         """The facts, without the files' checksums."""
         return manifest.Manifest(
             edgekit=__version__, name=self.name, model=self.model,
-            target=manifest.TargetRef(id=self.target.name, sha256=_target_sha256(self.target)),
+            target=manifest.TargetRef(id=self.target.name, sha256=digest(self.target)),
             calibration=self.calibration_in_words(),
             artefacts=tuple(_manifest_artefact(result) for result in self.results),
             versions=versions(), seeds={"text": self.options.seed},
@@ -128,7 +128,18 @@ def _artefact_report(result: Result) -> reports.Artefact:
             basis=result.prediction.basis,
         ),
         parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
-        flipped=flipped_items(result.coherence.items),
+        flipped=flipped_items(result.coherence.items), planned=_planned(result),
+    )  # fmt: skip
+
+
+def _planned(result: Result) -> reports.Planned | None:
+    plan = result.built.plan
+    if plan.predicted_kl is None:
+        return None
+    ratio = result.coherence.kl_mean / plan.predicted_kl if plan.predicted_kl > 0 else None
+    return reports.Planned(
+        budget=plan.budget, predicted_kl=plan.predicted_kl, measured_ratio=ratio, map_sha256=plan.map_sha256,
+        gap=plan.gap,
     )  # fmt: skip
 
 
@@ -143,10 +154,6 @@ def _runtime_report(record: RuntimeRecord) -> reports.Runtime:
         compiled=compiled, python=record.python, glibc=record.glibc, wheels=len(record.wheels),
         bytes=record.wheel_bytes + record.tool_bytes, started=record.audit.started if record.audit else "",
     )  # fmt: skip
-
-
-def _target_sha256(target: Target) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.to_builtins(target, str_keys=True), order="sorted")).hexdigest()
 
 
 def _manifest_artefact(result: Result) -> manifest.Artefact:
@@ -174,4 +181,7 @@ def _figures(result: Result) -> dict[str, manifest.Figure]:
     if (speed := prediction.tokens_per_second) is not None:
         source = f"bandwidth / bytes per token, {prediction.basis}"
         found["decode"] = manifest.Figure(value=speed, unit="tokens/s", source=source)
+    if (divergence := result.built.plan.predicted_kl) is not None:
+        source = f"sum over the sensitivity map {result.built.plan.map_sha256[:12]}, {result.built.plan.budget}"
+        found["kl"] = manifest.Figure(value=divergence, unit="nats", source=source)
     return {f"{container}.{name}": figure for name, figure in found.items()}

@@ -37,7 +37,9 @@ from edgekit.original import Original, Texts, calibrate, make_texts, seal, versi
 from edgekit.progress import Progress
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan
+from edgekit.quantize.rounded import Rounded
 from edgekit.report import model as reports
+from edgekit.rounding import rounded
 from edgekit.stages import Made, Stage, Stages, code_digest
 from edgekit.targets import Target
 
@@ -249,14 +251,16 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
 
     `weights` is what :func:`importance` returned, `foreign` what :func:`converted` did.
     """
+    codes, digest = rounded(work, plan) if foreign is None else (Rounded(), None)
     planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
     inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "session": plan.session, "plan": planned,
-              "importance": weights and weights.digest, "converted": foreign and foreign.key}  # fmt: skip
+              "importance": weights and weights.digest, "converted": foreign and foreign.key,
+              "rounded": digest}  # fmt: skip
     stage = Stage(plan.container, f"{plan.container.upper()}: quantize and write", inputs)
 
     def make(folder: Path) -> None:
         found = load_importance(weights)
-        built = artefacts.write(work.checkpoint, plan, folder, work.scratch, work.progress, found, foreign)
+        built = artefacts.write(work.checkpoint, plan, folder, work.scratch, work.progress, found, foreign, codes)
         (folder / _PLANNED).write_bytes(msgspec.json.encode(built.planned))
 
     made = work.stages.run(stage, make)
@@ -333,19 +337,18 @@ def coherence(work: Work, item: Artefact, answers: reference.Reference, digest: 
     return work.stages.record(stage, metrics.Coherence, make)[0]
 
 
-def continuations(work: Work, item: Artefact, answers: reference.Reference, digest: str, count: int) -> list[str]:
-    """What the artefact says, greedily, to the first `count` prompts of the reference."""
+def continuations(work: Work, item: Artefact, answers: reference.Reference, digest: str, count: int) -> list[list[int]]:
+    """Token ids of what the artefact says, greedily, to the first `count` prompts of the reference."""
     title = f"{item.kind}: samples"
 
-    def make() -> list[str]:
+    def make() -> list[list[int]]:
         engine = open_engine(item.built.plan.container, item.built.path, context=answers.longest)
         try:
             with work.progress.step(title):
                 limit, stop = answers.meta.token_limit, answers.stop
-                said = [list(greedy(engine, ids, limit, stop)) for ids in answers.prompts.lists()[:count]]
+                return [list(greedy(engine, ids, limit, stop)) for ids in answers.prompts.lists()[:count]]
         finally:
             engine.close()
-        return [work.tokenizer.decode(tokens) for tokens in said]
 
-    stage = Stage("samples", title, {"artefact": item.digest, "reference": digest, "count": count})
-    return work.stages.record(stage, list[str], make)[0]
+    stage = Stage("continuations", title, {"artefact": item.digest, "reference": digest, "count": count})
+    return work.stages.record(stage, list[list[int]], make)[0]

@@ -20,6 +20,7 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]
 Text = Annotated[str, Meta(max_length=500, pattern=PRINTABLE)]
 Name = Annotated[str, Meta(pattern=r"^_?[a-z0-9][a-z0-9-]{0,63}" + _END)]
 GgmlType = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{1,15}" + _END)]
+OnnxFormat = Annotated[str, Meta(pattern=r"^int[48]-a?sym-b(32|64|128)" + _END)]
 Feature = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}" + _END)]
 Part = Annotated[str, Meta(pattern=r"^0x[0-9a-f]{3}" + _END)]
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}" + _END)]
@@ -133,6 +134,9 @@ class GgufRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     load_mode: Annotated[Literal["mmap", "copy"], Meta(description="Map the file, or copy it into RAM.")] = "mmap"
     repack: Annotated[bool, Meta(description="llama.cpp makes a second, interleaved copy of weights.")] = False
     ram_multiplier: Annotated[float, Meta(ge=1, le=10, description="RAM for weights ÷ file size.")] = 1.0
+    fast: Annotated[
+        tuple[GgmlType, ...], Meta(max_length=32, description="Types that a plan under a budget may choose from.")
+    ] = ()
     efficiency: Annotated[dict[GgmlType, Ratio], Meta(description="Type → share of memory.decode_gbps reached.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""
 
@@ -147,6 +151,10 @@ class OnnxRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     embedding_bits: Annotated[Literal[4, 8], Meta(description="Bits of the embedding and a tied head.")] = 8
     threads: Annotated[int, Meta(ge=0, le=1024, description="Intra-op threads; 0: all cores.")] = 0
     ram_multiplier: Annotated[float, Meta(ge=1, le=10, description="RAM for weights while loading ÷ file size.")] = 2.0
+    fast: Annotated[
+        tuple[OnnxFormat, ...],
+        Meta(max_length=32, description="Formats that a plan under a budget may choose from, as far as bits allows."),
+    ] = ()
     session: Annotated[dict[SessionKey, Text], Meta(description="Session configuration entries.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""
 

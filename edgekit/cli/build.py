@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
 
+from edgekit.cli.budget_options import budget_options
 from edgekit.cli.runtime import runtime_options
 from edgekit.cli.source_options import source_options
 from edgekit.errors import GateError, one_line
-from edgekit.options import Container, Exporter, Options, RuntimeOptions, SourceOptions, Toolchain
+from edgekit.options import Budget, Container, Effort, Exporter, Options, RuntimeOptions, SourceOptions, Toolchain
+
+if TYPE_CHECKING:
+    from edgekit.report.model import Artefact
 
 
 @click.command("build")
@@ -20,7 +24,8 @@ from edgekit.options import Container, Exporter, Options, RuntimeOptions, Source
 @click.option(
     "--target", default="rpi5", show_default=True, help="Board: a name of `edgekit targets`, or a .toml file."
 )
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a weight: 3, 4 or 8.")
+@budget_options
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE", help="Follow this plan of `edgekit plan -o`.")
 @click.option(
     "--format", "formats", type=click.Choice(["gguf", "onnx"]), multiple=True, default=("gguf", "onnx"),
     show_default=True, help="Repeat for several.",
@@ -35,6 +40,10 @@ from edgekit.options import Container, Exporter, Options, RuntimeOptions, Source
     "--calibration-text", type=click.Path(path_type=Path), help="Calibration text (UTF-8); default: the model's own."
 )
 @click.option("--no-calibration", is_flag=True, help="Let all inputs of a layer weigh the same.")
+@click.option(
+    "--effort", type=click.Choice(["fast", "good"]), default="fast", show_default=True,
+    help="How codes are found: each weight by itself (seconds), or by what each layer says (GPTQ, minutes).",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
@@ -53,9 +62,10 @@ from edgekit.options import Container, Exporter, Options, RuntimeOptions, Source
 @runtime_options
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
-    model: str | None, source: SourceOptions, target: str, bits: int, formats: tuple[Container, ...], output: Path,
-    text: Path | None, calibration_text: Path | None, no_calibration: bool, seed: int, strict: bool, gate: bool,
-    force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
+    model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
+    sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
+    text: Path | None, calibration_text: Path | None, no_calibration: bool, effort: Effort, seed: int, strict: bool,
+    gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
     accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
@@ -73,13 +83,27 @@ def command(
     asked = click.get_current_context().get_parameter_source("formats") is not ParameterSource.DEFAULT
     options = Options(
         bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
-        calibrate=not no_calibration, calibration_text=calibration_text, seed=seed,
-        cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
+        calibrate=not no_calibration, calibration_text=calibration_text, effort=effort,
+        seed=seed,
+        budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),
     )  # fmt: skip
     built = build(model, target=target, output=output, options=options, source=source, progress=Bars())
     show(built.report)
+    for line in filter(None, map(_kept_to, built.report.artefacts)):
+        click.echo(line)
     click.echo(f"bundle: {one_line(str(built.bundle))}")
     if gate and not built.passed:
         failed = next(artefact for artefact in built.report.artefacts if not artefact.verdict.passed)
         raise GateError(f"{failed.format}: {failed.verdict.sentence}", remedy=f"the bundle is in {built.bundle}")
+
+
+def _kept_to(artefact: Artefact) -> str | None:
+    """How well a plan under a budget was predicted."""
+    if (planned := artefact.planned) is None:
+        return None
+    ratio = "" if planned.measured_ratio is None else f", {planned.measured_ratio:.2f} times as much"
+    return (
+        f"{artefact.format.upper()}: {planned.budget} asked, {artefact.bytes / 1e6:.2f} MB; KL divergence predicted "
+        f"{planned.predicted_kl:.4f} nats, measured {artefact.coherence.kl_mean:.4f}{ratio}"
+    )

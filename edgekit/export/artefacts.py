@@ -24,10 +24,12 @@ from edgekit.options import Container
 from edgekit.progress import Progress, counter
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, full_precision_plan
+from edgekit.quantize.rounded import Rounded
 
 if TYPE_CHECKING:  # torch takes a second and 180 MiB: only who has a model open needs it
     from edgekit.engines.torch import TorchEngine
 
+_NOTHING = Rounded()
 ENGINES = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 
 
@@ -71,10 +73,12 @@ def write(
     progress: Progress,
     importance: Importance | None = None,
     foreign: Foreign | None = None,
+    rounded: Rounded = _NOTHING,
 ) -> Built:
     """Quantize and write one artefact below `folder`; `scratch` is where its unquantized twin will go.
 
-    `foreign` is a conversion by somebody else's exporter to make it from, instead of from the checkpoint.
+    `foreign` is a conversion by somebody else's exporter to make it from, instead of from the checkpoint. `rounded`
+    holds codes that are taken as they are.
     """
     refuse_misfit(checkpoint)
     kind, path = plan.container.upper(), folder / plan.container / f"model.{plan.container}"
@@ -84,7 +88,7 @@ def write(
         if foreign is not None:
             planned = foreign.converted.write(plan, path, importance or {}, tick)
             return Built(plan, path, foreign.converted.path, planned, foreign)
-        planned = _write(checkpoint, plan, path, importance, tick)
+        planned = _write(checkpoint, plan, path, importance, rounded, tick)
     return Built(plan, path, full_precision_path(plan.container, scratch), planned)
 
 
@@ -94,15 +98,20 @@ def write_full_precision(checkpoint: Checkpoint, built: Built) -> None:
         return
     built.full_precision.parent.mkdir(exist_ok=True)
     plan = full_precision_plan(checkpoint.spec, built.plan.container)
-    _write(checkpoint, plan, built.full_precision, None, lambda _: None)
+    _write(checkpoint, plan, built.full_precision, None, _NOTHING, lambda _: None)
 
 
 def _write(
-    checkpoint: Checkpoint, plan: Plan, path: Path, importance: Importance | None, tick: Callable[[str], None]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    path: Path,
+    importance: Importance | None,
+    rounded: Rounded,
+    tick: Callable[[str], None],
 ) -> Digests:
     if plan.container == "gguf":
-        return gguf.write_gguf(checkpoint, plan, path, importance=importance, tick=tick)
-    return onnx.write_onnx(checkpoint, plan, path.parent, importance=importance, tick=tick)
+        return gguf.write_gguf(checkpoint, plan, path, importance=importance, rounded=rounded, tick=tick)
+    return onnx.write_onnx(checkpoint, plan, path.parent, importance=importance, rounded=rounded, tick=tick)
 
 
 def check_bytes(checkpoint: Checkpoint, built: Built, progress: Progress) -> int:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor, dequantize
+from numpy.typing import NDArray
 
 from edgekit.checkpoint.architectures import RowOrder
 from edgekit.checkpoint.checkpoint import F32, PIECE, Checkpoint
@@ -19,13 +20,16 @@ from edgekit.errors import ParityError
 from edgekit.export.digests import Digest, Digests
 from edgekit.export.gguf_vocab import GgufVocab, read_vocab
 from edgekit.grids import get
+from edgekit.grids.base import Quantized
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry, Plan
+from edgekit.quantize.rounded import Rounded, pieces
 
 Tick = Callable[[str], None]
+_NOTHING = Rounded()
 
 
-def file_rows(weights: F32, order: RowOrder, spec: Spec) -> F32:
+def file_rows(weights: NDArray[Any], order: RowOrder, spec: Spec) -> NDArray[Any]:
     """Rows (or a bias) as GGUF stores them: a rotary pair adjacent instead of half a head apart. Shape is kept."""
     if order == "as_is":
         return weights
@@ -88,7 +92,13 @@ def _add_vocab(writer: GGUFWriter, vocab: GgufVocab) -> None:
 
 
 def write_gguf(
-    checkpoint: Checkpoint, plan: Plan, path: Path, *, importance: Importance | None = None, tick: Tick = lambda _: None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    path: Path,
+    *,
+    importance: Importance | None = None,
+    rounded: Rounded = _NOTHING,
+    tick: Tick = lambda _: None,
 ) -> Digests:
     """Write the model as `plan` says. Holds one tensor at a time.
 
@@ -97,6 +107,7 @@ def write_gguf(
         plan: of container "gguf"; one grid for each tensor.
         path: of the new file (the caller renames it when whole).
         importance: weighs the inputs of a layer when its codes are chosen; None: all the same.
+        rounded: codes that are written as they are.
         tick: called with the name of each written tensor.
 
     Returns:
@@ -127,7 +138,7 @@ def write_gguf(
         if factors is not None:
             writer.write_tensor_data(factors)
         for entry in plan.entries:
-            blocks = _Blocks(checkpoint, entry, (importance or {}).get(entry.tensor.hf))
+            blocks = _Blocks(checkpoint, entry, (importance or {}).get(entry.tensor.hf), rounded)
             writer.write_tensor_data(blocks)
             planned[entry.tensor.gguf] = blocks.found.text()
             tick(entry.tensor.gguf)
@@ -159,6 +170,7 @@ class _Blocks:
     checkpoint: Checkpoint
     entry: Entry
     importance: F32 | None
+    rounded: Rounded
     found: Digest = field(default_factory=Digest)
     """Of the weights that the bytes stand for; complete when they are written."""
 
@@ -169,15 +181,25 @@ class _Blocks:
 
     def tofile(self, stream: BinaryIO) -> None:
         """Quantize and write."""
+        for quantized in self._quantized():
+            grid = get(self.entry.grid)
+            self.found.update(grid.dequantize(quantized))
+            stream.write(grid.pack(quantized)["data"].data)
+
+    def _quantized(self) -> Iterator[Quantized]:
+        """Pieces of the matrix, rows in the file's order."""
         tensor, grid = self.entry.tensor, get(self.entry.grid)
+        if (given := self.rounded.load(tensor.hf)) is not None:
+            order, spec = tensor.rule.rows, self.checkpoint.spec
+            fields = {name: file_rows(array, order, spec) for name, array in given.fields.items()}
+            yield from pieces(Quantized(given.grid, given.shape, fields), PIECE)
+            return
         whole = tensor.rule.rows != "as_is"  # rows change places
         for piece in [self.checkpoint.read(tensor)] if whole else self.checkpoint.pieces(tensor):
             weights = file_rows(piece, tensor.rule.rows, self.checkpoint.spec)
             if tensor.rule.shift:
                 weights = weights + np.float32(tensor.rule.shift)
-            quantized = grid.quantize(weights.reshape(-1, tensor.shape[-1]), self.importance)
-            self.found.update(grid.dequantize(quantized))
-            stream.write(grid.pack(quantized)["data"].data)
+            yield grid.quantize(weights.reshape(-1, tensor.shape[-1]), self.importance)
 
 
 def read_weights(path: Path, spec: Spec) -> Iterator[tuple[str, F32]]:

@@ -17,8 +17,10 @@ from edgekit.export.onnx_decoder import Decoder
 from edgekit.export.onnx_store import DATA, DataFile, Store
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan
+from edgekit.quantize.rounded import Rounded
 
 Tick = Callable[[str], None]
+_NOTHING = Rounded()
 
 
 def write_onnx(
@@ -27,6 +29,7 @@ def write_onnx(
     folder: Path,
     *,
     importance: Importance | None = None,
+    rounded: Rounded = _NOTHING,
     tick: Tick = lambda _: None,
 ) -> Digests:
     """Write an ONNX folder: model.onnx, its data, genai_config.json and the tokenizer. Holds one node's matrices.
@@ -36,6 +39,7 @@ def write_onnx(
         plan: of container "onnx"; matrices of grid "F32" stay in full precision.
         folder: an existing, empty folder.
         importance: weighs the inputs of a layer when its codes are chosen; None: all the same.
+        rounded: codes that are stored as they are.
         tick: called with the name of each node whose matrices are stored.
 
     Returns:
@@ -46,7 +50,7 @@ def write_onnx(
         BadWeightsError: a tensor holds NaN or infinity.
     """
     with (folder / DATA).open("wb") as stream:
-        store = Store(checkpoint, importance or {}, DataFile(stream), {}, {})
+        store = Store(checkpoint, importance or {}, rounded, DataFile(stream), {}, {})
         model = Decoder(checkpoint.spec, plan, store, tick).model()
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, PIECE, Checkpoint
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.export.digests import Digest, Digests
 from edgekit.grids import get
+from edgekit.grids.base import Quantized
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry
+from edgekit.quantize.rounded import Rounded, pieces
 
 DATA = "model.onnx.data"
 FLOAT = "F32"
@@ -56,6 +58,7 @@ class Store:
 
     checkpoint: Checkpoint
     importance: Importance
+    rounded: Rounded
     data: DataFile
     planned: Digests
     """For each matrix, the digest of the weights that its stored codes stand for."""
@@ -91,15 +94,23 @@ class Store:
         """Codes (rows, bytes) piece by piece; scales and zero points go to `others`."""
         for entry in entries:
             grid, name, found = get(entry.grid), entry.tensor.hf, Digest()
-            for piece in self.checkpoint.pieces(entry.tensor):
-                quantized = grid.quantize(piece, self.importance.get(name))
+            for quantized in self._quantized(entry):
                 found.update(grid.dequantize(quantized))
                 packed = dict(grid.pack(quantized))
                 codes = packed.pop("data") if "data" in packed else packed.pop("B")
                 for key, array in packed.items():
                     others.setdefault(key, []).append(array)
-                yield codes.reshape(len(piece), -1)
+                yield codes.reshape(quantized.shape[0], -1)
             self.planned[name] = found.text()
+
+    def _quantized(self, entry: Entry) -> Iterator[Quantized]:
+        """Pieces of the matrix."""
+        name = entry.tensor.hf
+        if (given := self.rounded.load(name)) is not None:
+            yield from pieces(given, PIECE)
+            return
+        for piece in self.checkpoint.pieces(entry.tensor):
+            yield get(entry.grid).quantize(piece, self.importance.get(name))
 
     def vectors(self, name: str, tensors: Sequence[TensorSpec]) -> str:
         """Store norms, biases or positions in float32, one behind the other; returns `name`."""

@@ -43,6 +43,14 @@ class Plan:
     """MatMulNBits only: what it computes with, 4 for int8 activations (see the operator's documentation)."""
     session: tuple[tuple[str, str], ...] = ()
     """Configuration entries of ONNX Runtime's session that the artefact is to be run with."""
+    budget: str = ""
+    """The limit that the grids were chosen under, in words; "" when they were chosen by `bits`."""
+    predicted_kl: float | None = None
+    """Mean KL divergence, nats, that the sensitivity map promises; None without one."""
+    map_sha256: str = ""
+    """Digest of that map."""
+    gap: float = 0.0
+    """How far the choice may be from the best one, relative; 0: it is the best."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -57,9 +65,12 @@ class Plan:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that decoding one token reads: everything, but of an untied embedding only one row."""
-        tied = not any(entry.tensor.rule.kind == "head" for entry in self.entries)
-        skipped = [e.nbytes for e in self.entries if e.tensor.rule.kind == "embedding" and not tied]
-        return self.nbytes - sum(skipped)
+        return sum(read_per_token(self, entry) for entry in self.entries)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the embedding is the head, too."""
+        return not any(entry.tensor.rule.kind == "head" for entry in self.entries)
 
     @property
     def main_grid(self) -> str:
@@ -87,6 +98,8 @@ class Plan:
         Args:
             file_bits: bits per weight counted from a written file; None: of the planned tensors.
         """
+        if self.budget:
+            return f"{self.budget} requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
         text = f"{self.bits} bits requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
         if self.honest_share < 1:
             text += (
@@ -96,6 +109,11 @@ class Plan:
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
             text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
         return text
+
+
+def read_per_token(plan: Plan, entry: Entry) -> int:
+    """Bytes of a tensor that decoding one token reads: all, but of an untied embedding next to nothing."""
+    return 0 if entry.tensor.rule.kind == "embedding" and not plan.tied else entry.nbytes
 
 
 def _first_fitting(candidates: Sequence[str], tensor: TensorSpec, bits: int) -> tuple[str, str]:
@@ -118,7 +136,8 @@ def _entry(tensor: TensorSpec, bits: int, candidates: Sequence[str]) -> Entry:
     return Entry(tensor, bits, grid, get(grid).nbytes((tensor.shape[0], tensor.shape[1])), reason)
 
 
-def _kept(tensor: TensorSpec) -> Entry:
+def kept(tensor: TensorSpec) -> Entry:
+    """A norm's or bias's place: float32, always."""
     return Entry(tensor, 32, "F32", 4 * tensor.parameters)
 
 
@@ -142,7 +161,7 @@ def make_plan(
         GridError: no candidate suits a tensor.
     """
     entries = [
-        _entry(tensor, requested(tensor), candidates(tensor)) if tensor.rule.matrix else _kept(tensor)
+        _entry(tensor, requested(tensor), candidates(tensor)) if tensor.rule.matrix else kept(tensor)
         for tensor in spec.tensors
     ]
     if container == "onnx":
@@ -171,7 +190,7 @@ def _same_in_fused(spec: Spec, entries: list[Entry]) -> list[Entry]:
 def full_precision_plan(spec: Spec, container: Container) -> Plan:
     """Every matrix in F16 (GGUF) or F32 (ONNX): the export that must equal the original."""
     grid, size = ("F16", 2) if container == "gguf" else ("F32", 4)
-    entries = tuple(Entry(t, 8 * size, grid, size * t.parameters) if t.rule.matrix else _kept(t) for t in spec.tensors)
+    entries = tuple(Entry(t, 8 * size, grid, size * t.parameters) if t.rule.matrix else kept(t) for t in spec.tensors)
     return Plan(container, 8 * size, entries)
 
 

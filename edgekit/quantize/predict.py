@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit.checkpoint.spec import Spec
 from edgekit.errors import DoesNotFitError
-from edgekit.quantize.plan import Plan
+from edgekit.quantize.plan import Plan, read_per_token
 from edgekit.targets import Target, ram_mib, usable_mib
 
 CONTEXT = 2048
@@ -41,21 +41,30 @@ def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -
 
     Memory is weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of `context`
     tokens (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is that of
-    :func:`decode_speed` at the target's own number of threads.
+    :func:`decode_speed` at the target's own number of threads, each tensor at its own format's efficiency.
     """
     runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
     cache = spec.kv_bytes_per_token(2 if plan.container == "gguf" else 4) * min(context, spec.context_length)
     needed = plan.nbytes * runtime.ram_multiplier + cache
-    grid = plan.main_grid if plan.container == "gguf" else None
     return Prediction(
         file_mib=plan.nbytes / 2**20,
         ram_mib=needed / 2**20 + _ENGINE_MIB,
         usable_mib=usable_mib(target),
         board_mib=ram_mib(target),
         bytes_per_token=plan.bytes_per_token,
-        tokens_per_second=decode_speed(target, plan.bytes_per_token, grid),
+        tokens_per_second=decode_speed(target, streamed(plan, target)),
         basis=_basis(target, plan),
     )
+
+
+def streamed(plan: Plan, target: Target) -> float:
+    """Bytes that decoding one token reads, those of a format with efficiency 0.5 on the target counted twice."""
+    return sum(read_per_token(plan, entry) / efficiency(target, entry.grid) for entry in plan.entries)
+
+
+def efficiency(target: Target, grid: str) -> float:
+    """Share of the target's decode bandwidth that a format reaches; 1 where nobody has measured it."""
+    return target.runtime.gguf.efficiency.get(grid, 1.0)
 
 
 def decode_speed(

@@ -50,6 +50,20 @@ class FlippedItem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The artefact's answer."""
 
 
+class Planned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the number formats were chosen under a budget."""
+
+    budget: str
+    """In words."""
+    predicted_kl: float
+    """Sum of the damages in the sensitivity map, corrected by what was measured on the way: nats."""
+    measured_ratio: float | None
+    """Measured mean KL divergence over `predicted_kl`; None when nothing was predicted."""
+    map_sha256: str
+    gap: float
+    """How far the choice may be from the best one by the map, relative; 0: it is the best."""
+
+
 class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One format."""
 
@@ -75,6 +89,8 @@ class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     verdict: Verdict
     flipped: tuple[FlippedItem, ...] = ()
     """Some of the items in `coherence.items.flipped`, in words; see :mod:`edgekit.report.flips`."""
+    planned: Planned | None = None
+    """None: the formats follow from the bits or from a plan's file."""
 
 
 class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

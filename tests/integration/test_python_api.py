@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
 
 import edgekit
+import edgekit.targets
+from edgekit.bundle.target import bundle_target
 from edgekit.errors import BundleError, OutputExistsError
 from edgekit.options import Options
 
@@ -28,6 +30,8 @@ def test_build_open_answer(sound: Path, tmp_path: Path) -> None:
     with edgekit.open_bundle(built.bundle, context=64) as bundle:
         assert bundle.formats == ("gguf",)
         assert bundle.manifest.model.name == "model"
+        assert "target.toml" in bundle.manifest.files
+        assert bundle_target(bundle.bundle) == edgekit.targets.load("rpi5")
         one = "".join(bundle.answer("The kettle", max_tokens=8))
         assert one == "".join(bundle.answer("The kettle", max_tokens=8))
         logits = bundle.engine().logits(np.array(bundle.tokenizer.encode("The kettle")))

@@ -1,0 +1,227 @@
+"""The stages of --effort good: longer calibration text, the tokens' weights, and every block rounded by GPTQ.
+
+A killed build goes on at the block where it was: each block is a stage whose key holds the digest of the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.checkpoint.spec import Spec
+from edgekit.coherence import text
+from edgekit.engines.base import Ids
+from edgekit.errors import OptionError
+from edgekit.files import sha256
+from edgekit.grids import get
+from edgekit.grids.scalar import is_scalar
+from edgekit.quantize.plan import Entry, Plan
+from edgekit.quantize.rounded import Place, Rounded, load, save
+from edgekit.stages import Made, Stage
+
+if TYPE_CHECKING:
+    from edgekit.quantize.blocks import Blocks
+    from edgekit.steps import Work
+
+SEQUENCES, LENGTH = 48, 256
+"""Of the text that rounding is calibrated on."""
+_LEAST = 4
+"""Sequences that a user's own file must at least give."""
+_WEIGHTS, _CODES = "weights.safetensors", "codes.safetensors"
+_MANY = 8
+"""Bits of a code from which rounding an output matrix by GPTQ gains nothing worth its time."""
+_SEED = 1 << 16
+"""Added to the seed: this text is another one than the evaluation text and the text that importance is measured on."""
+
+
+def rounded(work: Work, plan: Plan) -> tuple[Rounded, str | None]:
+    """The codes of every linear layer of the plan, and the digest of the last stage; nothing with --effort fast.
+
+    Raises:
+        OptionError: there is no calibration text.
+        TextError: the calibration text is missing or too short.
+        BadWeightsError: an activation, gradient or weight is NaN or infinite; names the layer.
+        UnknownArchitectureError: the model is not a list of blocks.
+    """
+    if work.options.effort == "fast":
+        return Rounded(), None
+    if not work.options.calibrate:
+        raise OptionError(
+            f"--effort {work.options.effort} is given with --no-calibration",
+            expected="calibration text, which rounding looks at",
+            remedy="drop one of the two",
+        )
+    sequences = _text(work)
+    weights = _weights(work, plan, sequences)
+    with ExitStack() as cleanup:
+        walk = _Walk(work, plan, sequences, weights, cleanup)
+        digest = walk.output(weights.digest)
+        for layer in range(work.checkpoint.spec.layers):
+            digest = walk.block(layer, digest)
+    return Rounded(walk.places), digest
+
+
+def _text(work: Work) -> list[Ids]:
+    options = work.options
+    given = options.calibration_text
+    stage = Stage("rounding-text", "calibration: text for rounding", {
+        "file": None if given is None or not given.is_file() else sha256(given), "seed": options.seed,
+        "sequences": SEQUENCES, "length": LENGTH,
+    })  # fmt: skip
+
+    def make() -> list[list[int]]:
+        found = _generated(work) if given is None else _cut(work, given)
+        return [ids.tolist() for ids in found.sequences]
+
+    return [np.array(ids, np.int64) for ids in work.stages.record(stage, list[list[int]], make)[0]]
+
+
+def _cut(work: Work, path: Path) -> text.EvalText:
+    """As many sequences as the file gives, at most SEQUENCES."""
+    bos = work.tokenizer.bos_id
+    each = LENGTH - (bos is not None)
+    found = text.from_file(path, work.tokenizer.encode, _LEAST, LENGTH, bos=bos)
+    count = min(SEQUENCES, len(work.tokenizer.encode(path.read_text("utf-8-sig"))) // each)
+    if count <= _LEAST:
+        return found
+    return text.from_file(path, work.tokenizer.encode, count, LENGTH, bos=bos)
+
+
+def _generated(work: Work) -> text.EvalText:
+    engine, seed = work.original.engine(), work.options.seed + _SEED
+    beginnings = [ids[:1] for ids in text.starts(SEQUENCES, work.tokenizer.bos_id, work.tokenizer.encode)]
+    with work.progress.step(f"text: the full-precision model writes {SEQUENCES} × {LENGTH} tokens") as advance:
+        rows = engine.sample_batch([int(ids[0]) for ids in beginnings], LENGTH, seed, advance)
+    return text.self_generated(lambda _b, _l, _s: list(rows), beginnings, LENGTH, seed, engine.vocab_size)
+
+
+def _weights(work: Work, plan: Plan, sequences: list[Ids]) -> Made:
+    spec = work.checkpoint.spec
+    names = [tensor.hf for tensor in spec.tensors if tensor.rule.kind == "linear"] + [_output_layer(spec)]
+    stage = Stage("token-weights", "calibration: how much each token counts", {
+        "text": [ids.tolist() for ids in sequences], "names": names, "seed": work.options.seed,
+    })  # fmt: skip
+
+    def make(folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        from edgekit.quantize.curvature import token_weights
+
+        module = work.original.engine().module
+        with work.progress.step("calibration: how much each token counts") as advance:
+            save_file(token_weights(module, names, sequences, work.options.seed, advance), folder / _WEIGHTS)
+
+    return work.stages.run(stage, make)
+
+
+def _output_layer(spec: Spec) -> str:
+    """Name of the layer that makes the logits, also where its weights are the embedding's."""
+    return next(rule.hf for rule in spec.family.tensors if rule.kind == "head")
+
+
+def _of_output(plan: Plan) -> Entry:
+    """The matrix that makes the logits: the head, or the embedding that it is tied to."""
+    by_kind = {entry.tensor.rule.kind: entry for entry in plan.entries}
+    return by_kind.get("head", by_kind["embedding"])
+
+
+class _Walk:
+    """Block after block; the model is only loaded when there is one to be rounded."""
+
+    def __init__(self, work: Work, plan: Plan, sequences: list[Ids], weights: Made, cleanup: ExitStack) -> None:
+        self._work, self._plan, self._sequences, self._cleanup = work, plan, sequences, cleanup
+        self._weights, self._blocks, self._next = weights, None, 0
+        self._tensors = {entry.tensor.hf: entry.tensor for entry in plan.entries}
+        self.places: dict[str, Place] = {}
+
+    _blocks: Blocks | None
+
+    def block(self, layer: int, before: str) -> str:
+        """Round one block; `before` is the digest of all that came before it. Returns its own."""
+        entries = [e for e in self._plan.entries if e.tensor.layer == layer and e.tensor.rule.kind == "linear"]
+        embedding = [e.grid for e in self._plan.entries if e.tensor.rule.kind == "embedding"]
+        title = f"{self._plan.container.upper()}: round block {layer + 1} of {self._work.checkpoint.spec.layers}"
+        stage = Stage("round", title, {
+            "before": before, "embedding": embedding, "grids": [[e.tensor.hf, e.grid] for e in entries],
+            "refinements": 1,
+        })  # fmt: skip
+        made = self._work.stages.run(stage, lambda folder: self._round(layer, entries, folder, title))
+        for entry in entries:
+            shape = (entry.tensor.shape[0], entry.tensor.shape[1])
+            self.places[entry.tensor.hf] = Place(made.folder / _CODES, entry.grid, shape)
+        return made.digest
+
+    def output(self, before: str) -> str:
+        """Round the matrix that makes the logits, unless its format has too many levels to gain; returns the digest."""
+        entry = _of_output(self._plan)
+        if get(entry.grid).nominal_bits >= _MANY or not is_scalar(entry.grid):
+            return before
+        title = f"{self._plan.container.upper()}: round {entry.tensor.hf}"
+        stage = Stage("round-output", title, {"before": before, "grid": entry.grid, "tensor": entry.tensor.hf})
+        made = self._work.stages.run(stage, lambda folder: self._round_output(entry, folder, title))
+        shape = (entry.tensor.shape[0], entry.tensor.shape[1])
+        self.places[entry.tensor.hf] = Place(made.folder / _CODES, entry.grid, shape)
+        return made.digest
+
+    def _round_output(self, entry: Entry, folder: Path, title: str) -> None:
+        from edgekit.quantize.blocks import inputs_of
+        from edgekit.quantize.rounding import round_output
+
+        name, matrix = _output_layer(self._work.checkpoint.spec), entry.tensor.hf
+        with self._work.progress.step(title):
+            inputs = inputs_of(self._work.original.engine().module, name, self._sequences)
+            weights = _load(self._weights, [name])[name]
+            found = round_output(inputs, weights, entry.grid, self._read(matrix), tied=name != matrix)
+            save({matrix: found}, folder / _CODES)
+
+    def _round(self, layer: int, entries: list[Entry], folder: Path, title: str) -> None:
+        from edgekit.quantize.rounding import round_block
+
+        with self._work.progress.step(title):
+            blocks = self._at(layer)
+            grids = {entry.tensor.hf: entry.grid for entry in entries}
+            found = round_block(blocks, layer, grids, self._read, _load(self._weights, grids))
+            self._next = layer + 1
+            save(found, folder / _CODES)
+
+    def _at(self, layer: int) -> Blocks:
+        """The text before `layer`, with what earlier builds rounded in place."""
+        if self._blocks is None:
+            self._blocks = self._start()
+        while self._next < layer:
+            with self._blocks.borrowed(self._next):
+                for name, place in self.places.items():
+                    if self._tensors[name].layer == self._next:
+                        self._blocks.put(self._next, name, get(place.grid).dequantize(load(name, place)))
+                self._blocks.advance(self._next)
+            self._next += 1
+        return self._blocks
+
+    def _start(self) -> Blocks:
+        """The text as the quantized embedding gives it to the first block; the model keeps its own."""
+        from edgekit.quantize.blocks import Blocks
+
+        engine = self._work.original.engine()
+        entry = next(e for e in self._plan.entries if e.tensor.rule.kind == "embedding")
+        own = self._read(entry.tensor.hf)
+        given = Rounded(self.places).load(entry.tensor.hf)
+        rounded = get(entry.grid).dequantize(get(entry.grid).quantize(own) if given is None else given)
+        self._cleanup.callback(engine.replace, [(entry.tensor.hf, own)])
+        engine.replace([(entry.tensor.hf, rounded)])
+        blocks = Blocks(engine.module, self._work.checkpoint.spec, self._sequences)
+        engine.replace([(entry.tensor.hf, own)])
+        return blocks
+
+    def _read(self, name: str) -> Any:
+        return self._work.checkpoint.read(self._tensors[name])
+
+
+def _load(made: Made, names: Iterable[str]) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(made.folder / _WEIGHTS, framework="numpy") as stored:
+        return {name: stored.get_tensor(name) for name in names}
