@@ -5,6 +5,7 @@ The same artefact, threads and number of tokens on both sides, in turns.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks._bare import Bare
-from benchmarks._measure import begin, pairs, parser, positive, versions
-from benchmarks._result import Limit, Row
+from benchmarks._decoding import artefact, compared, options_of, report, wanted
+from benchmarks._result import Row
 from edgekit.bench.child import Generate, Open, Opened
 from edgekit.bench.latency import Generating
 from edgekit.bench.worker import Process
-from edgekit.machine import cores
 
 LIMIT = 0.97
-BUNDLE = Path("dist/smollm2-135m.rpi5")
-FILES = {"gguf": "gguf/model.gguf", "onnx": "onnx/model.onnx"}
 METHOD = (
     "Tokens generated one by one from an empty context, without sampling, fed random tokens: what llama-bench calls "
     "tg. Ours is the measuring process of `edgekit bench`. Both sides are processes that stay loaded (llama-bench, "
@@ -45,7 +43,7 @@ class Setup:
 
     def model(self, container: str) -> Path:
         """The artefact."""
-        return self.bundle / FILES[container]
+        return artefact(self.bundle, container)
 
 
 @contextmanager
@@ -93,39 +91,27 @@ def peer(container: str, setup: Setup) -> Iterator[tuple[str, Speed]]:
         yield name, bare
 
 
-def measure(container: str, setup: Setup, count: int, warmup: int) -> Row:
+def measure(container: str, setup: Setup, chosen: argparse.Namespace) -> Row:
     """Compare one format's two sides."""
-    print(container, file=sys.stderr)
     with ours(container, setup) as left, peer(container, setup) as (name, right):
-        found = pairs(left, right, count, warmup)
-    return Row(
-        title=f"{container.upper()} decode as measured", peer=name, unit="tokens/s",
-        ours=tuple(one for one, _ in found), peers=tuple(two for _, two in found),
-        limit=Limit(measure="ratio_at_least", value=LIMIT),
-        notes=(f"{setup.tokens} tokens from an empty context, {setup.threads} threads",),
-    )  # fmt: skip
+        return compared(
+            f"{container.upper()} decode as measured", name, left, right, float, chosen, LIMIT,
+            lambda *_: (f"{setup.tokens} tokens from an empty context, {setup.threads} threads",),
+        )  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
-    options = parser(__doc__, pairs_default=9)
-    options.add_argument("--bundle", type=Path, default=BUNDLE, help="a built bundle")
-    options.add_argument("--format", choices=tuple(FILES), action="append", help="default: both")
-    options.add_argument("--tokens", type=positive, default=128, help="tokens to generate in a run")
-    options.add_argument("--threads", type=positive, default=cores(), help="of either side; default: physical cores")
-    options.add_argument("--context", type=positive, default=2048, help="size of the key-value cache in tokens")
+    options = options_of(__doc__)
     options.add_argument("--llama-bench", type=Path, help="the program; default: its loop through the C interface")
     chosen = options.parse_args(arguments)
     if chosen.tokens > chosen.context:
         options.error("--tokens do not fit into --context")
-    wanted = chosen.format or tuple(FILES)
     setup = Setup(chosen.bundle, chosen.threads, chosen.tokens, chosen.context, chosen.llama_bench)
-    for container in wanted:
-        if not setup.model(container).is_file():
-            options.error(f"{setup.model(container)} is missing: `make demo` builds it")
-    session = begin("bench_overhead", arguments)
-    rows = [measure(container, setup, chosen.pairs, chosen.warmup) for container in wanted]
-    session.finish(rows, versions("edgekit", "llama-cpp-python", "onnxruntime", "numpy"), METHOD, chosen.json)
+    report(
+        "bench_overhead", arguments, wanted(options, chosen), lambda container: measure(container, setup, chosen),
+        METHOD, ("edgekit", "llama-cpp-python", "onnxruntime", "numpy"), chosen.json,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks._decoders import Kind, Run, Setup, Side
-from benchmarks._measure import begin, pairs, parser, positive, versions
-from benchmarks._result import Limit, Row, first_difference
+from benchmarks._decoding import artefact, compared, options_of, report, wanted
+from benchmarks._result import Row, first_difference
 from edgekit.bundle.tokenizer import load_tokenizer
-from edgekit.machine import cores
 
 LIMIT = 0.95
-BUNDLE = Path("dist/smollm2-135m.rpi5")
 PROMPT = "Here is a long story about a small robot that lived in a lighthouse by the sea. Once upon a time"
-FILES = {"gguf": "gguf/model.gguf", "onnx": "onnx/model.onnx"}
 PEERS: dict[str, tuple[Kind, Kind]] = {
     "gguf": ("edgekit-gguf", "llama_cpp.Llama"),
     "onnx": ("edgekit-onnx", "onnxruntime_genai"),
@@ -35,47 +32,34 @@ def agreement(ours: Run, peer: Run) -> str:
     return f"the first different token is number {place + 1} of {len(ours.tokens)}"
 
 
-def measure(container: str, setup: Setup, ids: Sequence[int], count: int, warmup: int) -> Row:
+def measure(container: str, ids: Sequence[int], chosen: argparse.Namespace) -> Row:
     """Compare one format's two sides."""
     own, peer = PEERS[container]
-    print(f"{container}: {own} and {peer}", file=sys.stderr)
+    setup = Setup(artefact(chosen.bundle, container), chosen.threads, chosen.context, chosen.tokens)
+
+    def notes(last: Run, other: Run) -> tuple[str, ...]:
+        return agreement(last, other), f"{setup.tokens} tokens after {len(ids)}, {setup.threads} threads"
+
     with Side(own, setup) as left, Side(peer, setup) as right:
-        found = pairs(lambda: left.run(ids), lambda: right.run(ids), count, warmup)
-    return Row(
-        title=f"{container.upper()} decode", peer=f"`{peer}`", unit="tokens/s",
-        ours=tuple(one.tokens_per_second for one, _ in found), peers=tuple(two.tokens_per_second for _, two in found),
-        limit=Limit(measure="ratio_at_least", value=LIMIT),
-        notes=(agreement(*found[-1]), f"{setup.tokens} tokens after {len(ids)}, {setup.threads} threads"),
-    )  # fmt: skip
+        return compared(
+            f"{container.upper()} decode", f"`{peer}`", lambda: left.run(ids), lambda: right.run(ids),
+            lambda one: one.tokens_per_second, chosen, LIMIT, notes,
+        )  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
-    options = parser(__doc__, pairs_default=9)
-    options.add_argument("--bundle", type=Path, default=BUNDLE, help="a built bundle")
-    options.add_argument("--format", choices=tuple(FILES), action="append", help="default: both")
-    options.add_argument("--tokens", type=positive, default=128, help="tokens to generate in a run")
-    options.add_argument("--threads", type=positive, default=cores(), help="of either side; default: physical cores")
-    options.add_argument("--context", type=positive, default=2048, help="size of the key-value cache in tokens")
+    options = options_of(__doc__)
     options.add_argument("--prompt", default=PROMPT, help="text to continue")
     chosen = options.parse_args(arguments)
     if chosen.tokens < 2:
         options.error("--tokens must be at least 2, because the first one is not timed")
-    wanted = chosen.format or tuple(FILES)
-    for container in wanted:
-        if not (chosen.bundle / FILES[container]).is_file():
-            options.error(f"{chosen.bundle / FILES[container]} is missing: `make demo` builds it")
+    containers = wanted(options, chosen)
     ids = load_tokenizer(chosen.bundle / "tokenizer").encode(chosen.prompt)
-    session = begin("decode_speed", arguments)
-    rows = [
-        measure(
-            container, Setup(chosen.bundle / FILES[container], chosen.threads, chosen.context, chosen.tokens), ids,
-            chosen.pairs, chosen.warmup,
-        )
-        for container in wanted
-    ]  # fmt: skip
-    found = versions("edgekit", "llama-cpp-python", "onnxruntime", "onnxruntime-genai", "numpy")
-    session.finish(rows, found, METHOD, chosen.json)
+    report(
+        "decode_speed", arguments, containers, lambda container: measure(container, ids, chosen), METHOD,
+        ("edgekit", "llama-cpp-python", "onnxruntime", "onnxruntime-genai", "numpy"), chosen.json,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

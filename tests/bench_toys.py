@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import pytest
 import tokenizers
 import toy_decoder
 from numpy.typing import NDArray
 from tokenizers import decoders, models
 
+from edgekit.bench import child
 from edgekit.bench.child import Desk, Request
 from edgekit.bench.worker import Tell
 from edgekit.bundle.bundle import Bundle, open_bundle, write_manifest
 from edgekit.bundle.manifest import Artefact, Manifest, Model, TargetRef
+from edgekit.bundle.said import seal_said
 from edgekit.coherence.container import save
 from edgekit.coherence.gates import Verdict
 from edgekit.coherence.metrics import evaluate
@@ -93,6 +96,29 @@ class InProcess:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Room:
+    """Workers over table engines that share a fake clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock, self.workers = Clock(), list[InProcess]()
+        self.opened: list[dict[str, Any]] = []
+        self.fail: Callable[[dict[str, Any]], None] = lambda _: None
+        self.speed: Callable[[dict[str, Any]], float] = lambda _: 1.0
+        monkeypatch.setattr(child, "open_engine", self.open)
+        monkeypatch.setattr(child, "_pin", lambda _: None)
+
+    def open(self, form: str, path: Path, **options: Any) -> Table:
+        options["path"] = path
+        self.opened.append(options)
+        self.fail(options)
+        slow = self.speed(options)
+        return Table(min(512, options["context"]), 0.3, lambda seconds: self.clock.tick(seconds * slow))
+
+    def start(self) -> InProcess:
+        self.workers.append(InProcess(self.clock))
+        return self.workers[-1]
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -182,7 +208,7 @@ def toy_bundle(folder: Path, target: str = "host") -> Bundle:
     return seal_folder(folder, target=target)
 
 
-def table_bundle(folder: Path, report: bool = True) -> Bundle:
+def table_bundle(folder: Path, report: bool = True, said_ids: Sequence[Sequence[int]] = ()) -> Bundle:
     """A bundle whose engine is a :class:`Table`: nothing in it can be loaded."""
     (folder / "gguf").mkdir(parents=True)
     (folder / "gguf/model.gguf").write_bytes(b"GGUF")
@@ -192,4 +218,6 @@ def table_bundle(folder: Path, report: bool = True) -> Bundle:
     if report:
         texts = said(Table(noise=0.3), sealed)
         (folder / "report.json").write_bytes(report_of(sealed, Table(noise=0.3), texts, "gguf"))
+    if said_ids:
+        seal_said(folder, {"gguf": said_ids})
     return seal_folder(folder, "gguf", "gguf/model.gguf")

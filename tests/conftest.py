@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tiny
 
 from edgekit.cli.main import main
+
+hypothesis.settings.register_profile("edgekit", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("edgekit")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal, TypeVar, cast
 from edgekit.bundle.bundle import Bundle, open_bundle, write_manifest
 from edgekit.bundle.manifest import Artefact, Manifest, Model, TargetRef
 from edgekit.devices.base import UnreachableError
-from edgekit.devices.process import Cancel, Completed, converse
+from edgekit.devices.process import HELD, Cancel, Completed, converse
 from edgekit.devices.shell import ShellDevice
 from edgekit.errors import EdgekitError
 
@@ -44,6 +44,7 @@ set -eu
 root=$(cd "$(dirname "$0")" && pwd -P)
 place=$EDGEKIT_HOME/$(basename "$root")-$(sha256sum <"$root/manifest.json" | cut -c 1-12)
 [ "${1:-}" != --place ] || { echo "$place"; exit 0; }
+[ ! -f "$HOME/slow-install" ] || { sleep 600 & sleep 600; }
 [ ! -f "$HOME/no-install" ] || { echo "edgekit: this bundle needs Python 3.99." >&2; exit 24; }
 mkdir -p "$place/venv/bin"
 cp "$root/runtime/python" "$place/venv/bin/python"
@@ -222,7 +223,7 @@ class Board:
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "HOME": str(self.home), "BOARD": str(self.folder),
             "LC_ALL": "C",
         }  # fmt: skip
-        piece = _Until(source, lambda: cut) if source is not None else None
+        piece = source if source in (None, HELD) else _Until(source, lambda: cut)
         done = converse(
             command, source=cast("BinaryIO | None", piece), timeout=timeout, limit=limit, cancel=self.cancel,
             environment=environment, sent=count,

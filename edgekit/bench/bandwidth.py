@@ -27,6 +27,8 @@ _LEAST = 4
 """Times the largest cache, below which the figure would be the cache's."""
 _USUAL = 256 << 20
 _MOST = 2 << 30
+_BRIEF, _BRIEF_MOST, _BRIEF_S = 64 << 20, 512 << 20, 0.7
+"""Bytes at least and at most, and seconds after which no pass begins: the last one takes the rest of a second."""
 _SHARE = 4
 """One part in this many of the free memory is taken."""
 _CACHE_FILES = "/sys/devices/system/cpu/cpu{}/cache/index{}/size"
@@ -62,6 +64,7 @@ def read_bandwidth(
     runs: int = 7,
     buffer_bytes: int | None = None,
     free_bytes: int | None = None,
+    seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BandwidthResult:
     """Measure reading with each number of threads.
@@ -71,14 +74,35 @@ def read_bandwidth(
         runs: passes over the buffer that count, after one that does not.
         buffer_bytes: size; None: eight times the largest cache, at least 256 MiB, at most a quarter of what is free.
         free_bytes: free memory; None: asked.
+        seconds: no pass begins when so much time has gone by; a number of threads without one that counts is left out.
         clock: seconds.
     """
-    size, reason = (buffer_bytes, "") if buffer_bytes else _size(free_bytes)
+    begin = clock()
+    size, reason = (buffer_bytes, "") if buffer_bytes else _size(free_bytes, _USUAL, _CACHES, _MOST)
     if not size:
         return BandwidthResult(reason=reason)
     buffer = np.empty(max(size // 4, max(threads)), np.int32)
     buffer[:] = 1  # pages that were never written are all the same one, which the cache holds
-    return BandwidthResult(points=tuple(_measure(buffer, count, runs, clock) for count in threads))
+
+    def late() -> bool:
+        return seconds is not None and clock() - begin >= seconds
+
+    points = (_measure(buffer, count, runs, clock, late) for count in threads)
+    found = tuple(point for point in points if point is not None)
+    return BandwidthResult(points=found, reason="" if found else f"memory is too slow for a test of {seconds:g} s")
+
+
+def brief(
+    threads: Sequence[int], *, free_bytes: int | None = None, clock: Callable[[], float] = time.perf_counter
+) -> BandwidthResult:
+    """In about a second, before a measurement: three passes over a smaller buffer, four times the largest cache.
+
+    A quarter of what is read may come from the cache, so this is no substitute for :func:`read_bandwidth`.
+    """
+    size, reason = _size(free_bytes, _BRIEF, _LEAST, _BRIEF_MOST)
+    if not size:
+        return BandwidthResult(reason=reason)
+    return read_bandwidth(threads, runs=3, buffer_bytes=size, seconds=_BRIEF_S, clock=clock)
 
 
 def largest_cache(read: Callable[[str], str | None] | None = None) -> int:
@@ -92,29 +116,37 @@ def largest_cache(read: Callable[[str], str | None] | None = None) -> int:
     return max(sizes) or _UNKNOWN_CACHE
 
 
-def _size(free_bytes: int | None) -> tuple[int, str]:
-    """Bytes of the buffer; 0 with a reason."""
+def _size(free_bytes: int | None, least: int, caches: int, most: int) -> tuple[int, str]:
+    """Bytes of the buffer, `least` to `most` and so many times the largest cache; 0 with a reason."""
     import psutil
 
     free = psutil.virtual_memory().available if free_bytes is None else free_bytes
     cache = largest_cache()
-    size = min(max(_USUAL, _CACHES * cache), _MOST, free // _SHARE)
+    size = min(max(least, caches * cache), most, free // _SHARE)
+    if most < _LEAST * cache:
+        return 0, f"the caches are too large ({cache >> 20} MiB) for a test with {most >> 20} MiB"
     if size < _LEAST * cache:
         need = _LEAST * cache * _SHARE
         return 0, f"{free >> 20} MiB of memory are free; the test needs {need >> 20} MiB to be slower than the caches"
     return size, ""
 
 
-def _measure(buffer: NDArray[np.int32], threads: int, runs: int, clock: Callable[[], float]) -> Bandwidth:
-    parts = np.array_split(buffer, threads)
-    rates = [buffer.nbytes / max(_pass(parts, clock), 1e-9) / 1e9 for _ in range(runs + 1)][1:]
+def _measure(
+    buffer: NDArray[np.int32], threads: int, runs: int, clock: Callable[[], float], late: Callable[[], bool]
+) -> Bandwidth | None:
+    """None when it was late before a pass that counts."""
+    parts, rates = np.array_split(buffer, threads), list[float]()
+    while len(rates) <= runs and not late():
+        rates.append(buffer.nbytes / max(_pass(parts, clock), 1e-9) / 1e9)
+    if not (rates := rates[1:]):
+        return None
     mean = statistics.fmean(rates)
     return Bandwidth(
         threads=threads,
         gbps=statistics.median(rates),
         low=min(rates),
         high=max(rates),
-        runs=runs,
+        runs=len(rates),
         variation=statistics.stdev(rates) / mean if len(rates) > 1 else 0.0,
         buffer_mib=buffer.nbytes >> 20,
     )

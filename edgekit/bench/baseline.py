@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from edgekit.bench import plan
-from edgekit.bench.disturbances import Disturbed, timed_windows
-from edgekit.bench.figures import Named, by_key
+from edgekit.bench.disturbances import Disturbed, of_engine, of_run
+from edgekit.bench.figures import Named, by_key, named
 from edgekit.bench.result import BenchResult, EngineRun, from_json, to_json
-from edgekit.bench.verdicts import Check
+from edgekit.bench.verdicts import Check, Verdict
 from edgekit.bundle.paths import plain
 from edgekit.errors import FileFormatError, OptionError
+from edgekit.targets import Target
 
 WORSE = 0.05
 """A change of less than 5 % is no regression, however sure: the next build of a compiler brings as much."""
+WORSE_COUNT = 0.01
+"""The same for counted instructions, which repeat to a few in a million."""
 
 
 def digest(result: BenchResult) -> str:
@@ -31,8 +34,7 @@ def refuse(result: BenchResult, baseline: BenchResult) -> None:
     """Accept a baseline only where figures mean the same.
 
     Raises:
-        OptionError: another target, kind of board, protocol, or number of threads, measured against emulated, no
-            format in common.
+        OptionError: another target, kind of board or protocol, measured against emulated, no format in common.
     """
     for title, ours, theirs in _must_agree(result, baseline):
         if ours != theirs:
@@ -48,12 +50,9 @@ def _must_agree(result: BenchResult, baseline: BenchResult) -> Iterator[tuple[st
     yield "target", result.target.id, baseline.target.id
     yield "board", board_kind(result), board_kind(baseline)
     yield "protocol", _protocol(result), _protocol(baseline)
-    earlier = {run.format: run for run in baseline.runs}
-    common = [(run, earlier[run.format]) for run in result.runs if run.format in earlier]
-    if not common:
+    earlier = {run.format for run in baseline.runs}
+    if not any(run.format in earlier for run in result.runs):
         yield "format", _formats(result), _formats(baseline)
-    for ours, theirs in common:
-        yield f"number of {ours.format.upper()} threads", threads(ours), threads(theirs)
 
 
 def board_kind(result: BenchResult) -> str:
@@ -77,41 +76,123 @@ def _formats(result: BenchResult) -> str:
     return " and ".join(sorted({run.format for run in result.runs}))
 
 
-def checks(run: EngineRun, baseline: BenchResult, state: Disturbed) -> list[Check]:
-    """One check for every figure that both have; none of time where it was emulated."""
+def checks(
+    run: EngineRun, baseline: BenchResult, state: Disturbed, target: Target, cv_max: float | None = None
+) -> list[Check]:
+    """One check for every figure that both have; none of time where it was emulated.
+
+    A speed is compared with one of the same threads and CPUs. Where the runs chose others, that is said, and what both
+    sweeps measured with the baseline's threads is compared instead. A baseline that was itself disturbed gives no
+    verdict on speeds.
+
+    Args:
+        run: of the result that is judged.
+        baseline: that :func:`refuse` accepted.
+        state: of the result.
+        target: of both.
+        cv_max: coefficient of variation above which repetitions of the baseline are no measurement.
+    """
     earlier = next((one for one in baseline.runs if one.format == run.format), None)
-    if earlier is None or run.failure or earlier.failure:
+    if run.failure:
         return []
-    before, spoiled = by_key(earlier), any(window.disturbances for _, window in timed_windows(earlier))
-    return [
-        _check(found, before[found.key], state, spoiled)
-        for found in by_key(run).values()
-        if found.key in before and (found.group == "coherence" or found.kind == "measured")
-    ]
+    if earlier is None or earlier.failure:
+        why = "it has no such format" if earlier is None else "its run ended early"
+        return [_not_compared("format", "Figures", why)]
+    spoiled = (*of_run(baseline, target), *of_engine(earlier, baseline, cv_max))
+    made, before = list[Check](), by_key(earlier)
+    if spoiled and any(one.kind == "measured" for one in before.values()):
+        why = f"the baseline itself was disturbed ({spoiled[0]})"
+        made.append(_not_compared("disturbed", "Speed and energy", why, "INVALID"))
+    unlike = {phase: why for phase in _PHASES if (why := _unlike(phase, run, earlier))}
+    pairs = [(found, before[found.key]) for found in by_key(run).values() if found.key in before]
+    pairs = [pair for pair in pairs if _phase(pair[0].key) not in unlike]
+    if not spoiled:
+        for phase, why in unlike.items():
+            if any(_phase(key) == phase for key in before):
+                made.append(_not_compared(f"threads/{phase}", _PHASES[phase], why))
+        pairs += [pair for phase in unlike for pair in _swept(phase, run, earlier)]
+    return made + [_check(*pair, state) for pair in pairs if _comparable(pair[0], spoiled)]
 
 
-def _check(found: Named, before: Named, state: Disturbed, spoiled: bool) -> Check:
-    worse = regressed(before, found)
-    allowed = before.value * (1 - WORSE if found.more_is_better else 1 + WORSE)
+def _comparable(found: Named, spoiled: Sequence[str]) -> bool:
+    """Whether a figure says something of the board, here and in a baseline that something spoiled."""
+    if found.group in ("coherence", "instructions"):
+        return True
+    return found.kind == "measured" and (found.group == "memory" or not spoiled)
+
+
+_PHASES = {"prefill": "Prefill and first token", "decode": "Decode", "talk": "Answer, end to end"}
+"""Figures that depend on the number of threads, and what a reader calls them."""
+
+
+def _phase(key: str) -> str:
+    name = key.partition("/")[0].removesuffix("_energy")
+    return "prefill" if name == "ttft" else name
+
+
+def _unlike(phase: str, run: EngineRun, earlier: EngineRun) -> str:
+    """How threads or CPUs of a phase differ, in words; empty where they are the same."""
+
+    def used(one: EngineRun) -> tuple[object, ...]:
+        at = one.settings
+        counts = {"prefill": (at.prefill_threads,), "decode": (at.decode_threads,)}
+        return counts.get(phase, (at.prefill_threads, at.decode_threads)), at.affinity
+
+    if used(run) == used(earlier):
+        return ""
+    return f"it ran with other threads ({threads(run)}; the baseline {threads(earlier)})"
+
+
+def _swept(phase: str, run: EngineRun, earlier: EngineRun) -> Iterator[tuple[Named, Named]]:
+    """What both sweeps measured with the threads and CPUs that the baseline chose."""
+    at = earlier.settings
+    wanted = {"prefill": at.prefill_threads, "decode": at.decode_threads}.get(phase)
+    ours, theirs = (
+        next((one for one in side.sweep if (one.threads, one.affinity) == (wanted, at.affinity)), None)
+        for side in (run, earlier)
+    )
+    if ours is None or theirs is None:
+        return
+    tokens = (ours.prefill_tokens, theirs.prefill_tokens) if phase == "prefill" else (
+        ours.decode_tokens, theirs.decode_tokens
+    )  # fmt: skip
+    if tokens[0] == tokens[1]:
+        key, title = f"sweep/{phase}/{wanted}", f"{phase.capitalize()} with {wanted} threads"
+        new, old = (one.prefill if phase == "prefill" else one.decode for one in (ours, theirs))
+        yield named(key, title, new, more=True), named(key, title, old, more=True)
+
+
+def _not_compared(name: str, title: str, why: str, verdict: Verdict = "NOT JUDGED") -> Check:
+    return Check(
+        group="baseline", name=f"baseline/{name}", title=f"{title}, against the baseline", verdict=verdict,
+        sentence=f"{title}: not compared with the baseline, as {why}",
+    )  # fmt: skip
+
+
+def _check(found: Named, before: Named, state: Disturbed) -> Check:
+    allowed = _allowed(found)
+    worse = regressed(before, found, allowed)
+    limit = before.value * (1 - allowed if found.more_is_better else 1 + allowed)
     said = f"{found.title}: {number(found)} against {number(before)} of the baseline{share(before, found)}"
     check = Check(
         group="baseline", name=f"baseline/{found.key}", title=f"{found.title}, against the baseline", unit=found.unit,
-        limit=allowed, at_most=not found.more_is_better, measured=found.value, low=found.low, high=found.high,
+        limit=limit, at_most=not found.more_is_better, measured=found.value, low=found.low, high=found.high,
         kind=found.kind, verdict="FAIL" if worse else "PASS", sentence=said + (" is worse" if worse else ""),
     )  # fmt: skip
-    if found.group in ("coherence", "memory"):
-        return check
-    disturbed = (*state.words, "the baseline was disturbed") if spoiled else state.words
-    return Disturbed(emulated=state.emulated, words=disturbed).judged(check)
+    return state.judged(check) if found.group in ("speed", "energy") else check
 
 
-def regressed(before: Named, after: Named) -> bool:
-    """Whether `after` is worse by more than :data:`WORSE` of `before`, and the intervals have no value in common."""
+def _allowed(found: Named) -> float:
+    return WORSE_COUNT if found.group == "instructions" else WORSE
+
+
+def regressed(before: Named, after: Named, allowed: float = WORSE) -> bool:
+    """Whether `after` is worse by more than that share of `before`, and the intervals have no value in common."""
     if not apart(before, after):
         return False
     change = after.value - before.value
     loss = -change if after.more_is_better else change
-    return loss > WORSE * abs(before.value)
+    return loss > allowed * abs(before.value)
 
 
 def apart(one: Named, other: Named) -> bool:

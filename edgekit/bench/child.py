@@ -23,6 +23,8 @@ from edgekit.bench import latency
 from edgekit.bench.coherence import Asked, Judged, judged
 from edgekit.bench.memory import Resident, resident
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
+from edgekit.devices.boards.processor import of_llamacpp, of_onnxruntime
+from edgekit.engines.accelerator import needs_gpu
 from edgekit.engines.base import Engine
 from edgekit.engines.opening import open_engine
 from edgekit.errors import EdgekitError, OptionError, OutOfMemoryError, memory_shortage
@@ -71,6 +73,7 @@ class Judge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
     reference: str
     asked: Asked
     host: tuple[str, ...]
+    host_ids: tuple[tuple[int, ...], ...] = ()
 
 
 class Look(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="look"):
@@ -91,6 +94,8 @@ class Opened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     end: float
     empty: Resident
     loaded: Resident
+    processor: str = ""
+    """See :attr:`edgekit.bench.result.Loading.processor`."""
 
 
 class Told(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="error"):
@@ -163,7 +168,7 @@ class Desk:
         end, engine = self._clock(), self._engine
         return Opened(
             engine=engine.name, vocab_size=engine.vocab_size, max_context=engine.max_context, seconds=end - begin,
-            begin=begin, end=end, empty=empty, loaded=resident(),
+            begin=begin, end=end, empty=empty, loaded=resident(), processor=processor_of(engine, Path(request.path)),
         )  # fmt: skip
 
     def _judge(self, request: Judge, engine: Engine, tokenizer: Tokenizer) -> Judged:
@@ -171,8 +176,23 @@ class Desk:
 
         reference = load(Path(request.reference))
         return judged(
-            engine, reference, request.asked, tokenizer.decode, request.host, self._clock, self._advance
+            engine, reference, request.asked, tokenizer.decode, request.host, self._clock, self._advance,
+            host_ids=request.host_ids,
         )  # fmt: skip
+
+
+def processor_of(engine: Engine, path: Path) -> str:
+    """Where an engine has the layers of the model at `path`, as its library says it; empty when it says nothing."""
+    if engine.name == "llama.cpp":
+        import llama_cpp
+
+        info = bytes(llama_cpp.llama_print_system_info()).decode("utf8", "replace")
+        return of_llamacpp(info, int(needs_gpu(path))).title
+    if isinstance(used := getattr(engine, "providers", None), tuple):
+        import onnxruntime
+
+        return of_onnxruntime(onnxruntime.get_available_providers(), used).title
+    return ""
 
 
 def _pin(cpus: tuple[int, ...]) -> None:

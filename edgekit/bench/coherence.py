@@ -81,6 +81,8 @@ def judged(
     host: Sequence[str],
     clock: Callable[[], float],
     progress: Progress | None = None,
+    *,
+    host_ids: Sequence[Sequence[int]] = (),
 ) -> Judged:
     """Ask `engine` what the protocol wants.
 
@@ -89,9 +91,11 @@ def judged(
         reference: the whole of it.
         want: how much of it is used.
         decode: ids to text, special tokens left out.
-        host: texts of the same artefact's greedy continuations of the first prompts, from where it was built.
+        host: texts of the same artefact's greedy continuations of the first prompts, from where it was built; only
+            looked at without `host_ids`.
         clock: seconds.
         progress: called after every sequence, prompt and item.
+        host_ids: token ids of those continuations, which a bundle seals.
 
     Raises:
         ParityError: vocabularies differ, or the engine returns NaN, infinity or a wrong shape.
@@ -117,7 +121,8 @@ def judged(
         coherence = msgspec.structs.replace(coherence, generation=generation)
     return Judged(
         begin=begin, end=clock(), coherence=coherence, whole=len(part.positions.next_logp) == _positions(reference),
-        against_host=against_host(made, host, decode), texts=tuple(decode(ids) for ids in made),
+        against_host=against_host_ids(made, host_ids) or against_host(made, host, decode),
+        texts=tuple(decode(ids) for ids in made),
     )  # fmt: skip
 
 
@@ -128,8 +133,8 @@ def _positions(reference: Reference) -> int:
 def against_host(made: Sequence[Sequence[int]], host: Sequence[str], decode: Decoder) -> AgainstHost | None:
     """Token by token: the first token after which the text made here is no beginning of the host's text.
 
-    The host's tokens are not recorded, its text is; two token lists with one text count as the same. A continuation
-    that ends here earlier than on the host, before its limit, parts at its end.
+    For bundles that do not seal the host's tokens, whose report has its text: two token lists with one text count as
+    the same. A continuation that ends here earlier than on the host, before its limit, parts at its end.
 
     Returns:
         None when there is nothing to compare.
@@ -138,6 +143,25 @@ def against_host(made: Sequence[Sequence[int]], host: Sequence[str], decode: Dec
     if not pairs:
         return None
     parted = tuple(_parted(ids, text, decode) for ids, text in pairs)
+    return AgainstHost(
+        prompts=len(pairs), first_divergent_token=parted, compared_tokens=tuple(len(ids) for ids, _ in pairs),
+        identical_share=sum(index is None for index in parted) / len(pairs),
+    )  # fmt: skip
+
+
+def against_host_ids(made: Sequence[Sequence[int]], host: Sequence[Sequence[int]]) -> AgainstHost | None:
+    """Token by token: the first one that is another than the host's, which may have gone on for longer.
+
+    Returns:
+        None when there is nothing to compare.
+    """
+    pairs = list(zip(made, host, strict=False))
+    if not pairs:
+        return None
+    parted = tuple(
+        next((i for i, token in enumerate(ids) if i >= len(theirs) or token != theirs[i]), None)
+        for ids, theirs in pairs
+    )
     return AgainstHost(
         prompts=len(pairs), first_divergent_token=parted, compared_tokens=tuple(len(ids) for ids, _ in pairs),
         identical_share=sum(index is None for index in parted) / len(pairs),

@@ -39,17 +39,24 @@ class Disturbed:
         return check
 
 
-def of_run(result: BenchResult, target: Target) -> tuple[str, ...]:
-    """What disturbed all engines alike: what the preflight found, and a hot start."""
+def of_run(result: BenchResult, target: Target | None) -> tuple[str, ...]:
+    """What disturbed all engines alike: what the preflight found, and a hot start, which only a target tells."""
     said = [
         f"{plain(about, 60)}: {plain(words.removeprefix(_DISTURB))}"
         for about, words in result.preflight.items()
         # Other load only makes a machine slower, and how fast an emulated one is does not count.
         if words.startswith(_DISTURB) and not (about == "load" and result.measured_on == "emulated")
     ]
-    if "heat" not in result.preflight and (hot := _hot_start(result, target)):
+    if target is not None and "heat" not in result.preflight and (hot := _hot_start(result, target)):
         said.append(hot)
     return tuple(said[:_MOST])
+
+
+def of_result(result: BenchResult, target: Target | None) -> tuple[str, ...]:
+    """What disturbed a whole result, engines together; without its target, what the result itself says."""
+    cv_max = target.limits.latency.cv_max if target else None
+    found = [f"{run.format.upper()}: {words}" for run in result.runs for words in of_engine(run, result, cv_max)]
+    return (*of_run(result, target), *found)
 
 
 def of_engine(run: EngineRun, result: BenchResult, cv_max: float | None) -> tuple[str, ...]:

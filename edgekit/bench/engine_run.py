@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edgekit.bench import measure, site, sweep
-from edgekit.bench.child import Open
+import msgspec
+
+from edgekit.bench import ab, measure, site, sweep
+from edgekit.bench.child import Judge, Open
 from edgekit.bench.coherence import asked
+from edgekit.bench.held import number_formats
 from edgekit.bench.latency import QUESTION
 from edgekit.bench.measure import Bench
 from edgekit.bench.result import (
@@ -23,11 +26,14 @@ from edgekit.bench.result import (
     Settings,
     SweepPoint,
     Talk,
+    Turns,
 )
 from edgekit.bench.site import Run
 from edgekit.bench.worker import EngineDied, Lazy, Start
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.manifest import Artefact
+from edgekit.bundle.paths import plain
+from edgekit.bundle.said import said_of
 from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.coherence.reference import Reference
 from edgekit.errors import EdgekitError, OutOfMemoryError, TokenizerError
@@ -44,6 +50,15 @@ _PACKAGES = {"gguf": "llama-cpp-python", "onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True)
+class Against:
+    """What a run needs of the bundle that it is measured in turns with."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
 class Job:
     """What a run needs of its bundle."""
 
@@ -57,6 +72,7 @@ class Job:
     tokenizer: Tokenizer
     reference: Reference | None
     report: Report | None
+    against: Against | None = None
 
 
 def run_engine(job: Job, artefact: Artefact) -> EngineRun:
@@ -69,20 +85,30 @@ def run_engine(job: Job, artefact: Artefact) -> EngineRun:
         for name, value in _parts(job, artefact):
             parts[name] = value  # noqa: PERF403 — a failure ends it, and what came before counts
     except EngineDied as died:
-        parts["failure"] = _failure(died.error, died.resident_mib, crashed=True)
+        parts["failure"] = _failure(died)
     except EdgekitError as error:
-        parts["failure"] = _failure(error, None, crashed=False)
+        parts["failure"] = _failure(error)
     return EngineRun(
-        format=form, engine=artefact.engine, version=site.versions().get(_PACKAGES[form], "unknown"),
-        artefact=artefact.path, bytes=sum(files), **parts,
+        format=form, engine=_named(artefact.engine, parts.get("loading", ())),
+        version=site.versions().get(_PACKAGES[form], "unknown"),
+        artefact=artefact.path, bytes=sum(files), requested_bits=artefact.requested_bits,
+        effective_bits=artefact.effective_bits, types=number_formats(artefact)[:64], **parts,
     )  # fmt: skip
 
 
-def _failure(error: EdgekitError, resident_mib: float | None, *, crashed: bool) -> Failure:
+def _named(engine: str, loaded: Sequence[Loading]) -> str:
+    """The engine, and where it computed unless that is the CPU it was built for: such runs never share a name."""
+    where = loaded[0].processor if loaded else ""
+    return engine if where in ("", "CPU") else f"{engine} {where}"
+
+
+def _failure(ended: EngineDied | EdgekitError) -> Failure:
+    crashed = isinstance(ended, EngineDied)
+    error = ended.error if isinstance(ended, EngineDied) else ended
     starved = isinstance(error, OutOfMemoryError)
     return Failure(
         kind="out of memory" if starved else "crash" if crashed else "error", sentence=error.sentence(),
-        exit_code=error.exit_code, resident_mib=resident_mib,
+        exit_code=error.exit_code, resident_mib=ended.resident_mib if isinstance(ended, EngineDied) else None,
     )  # fmt: skip
 
 
@@ -119,6 +145,11 @@ def _parts(job: Job, artefact: Artefact) -> Iterator[tuple[str, Any]]:
         yield "notes", tuple(notes)
         if job.reference is not None:
             yield "coherence", _coherence(job, form, worker, job.reference)
+    if job.against and form in job.against.bundle.artefacts:
+        yield "turns", _turns(job, job.against, artefact, _open(job, artefact, choice, mode))
+    elif job.against:
+        notes.append(f"not measured in turns: {plain(job.against.bundle.manifest.name)} holds no {form.upper()}")
+        yield "notes", tuple(notes)
 
 
 def _sweep(job: Job, artefact: Artefact, tokens: int, text: str) -> Iterator[tuple[SweepPoint, ...]]:
@@ -188,12 +219,33 @@ def _speeds(
 
 def _coherence(job: Job, form: Format, worker: Lazy, reference: Reference) -> DeviceCoherence:
     host, recorded = _said_on_host(job.report, form)
-    path = str(job.bundle.reference)
+    request = Judge(
+        reference=str(job.bundle.reference), asked=asked(job.bench.protocol), host=host,
+        host_ids=said_of(job.bundle, form),
+    )  # fmt: skip
     with job.progress.step(f"{form.upper()}: coherence") as tell:
-        todo = _bound(
-            measure.coherence, job.bench, worker, path, asked(job.bench.protocol), host, recorded, tell
-        )  # fmt: skip
+        todo = _bound(measure.coherence, job.bench, worker, request, recorded, tell)
         return job.run.once(f"{form}/coherence", DeviceCoherence, todo)
+
+
+def _turns(job: Job, against: Against, artefact: Artefact, request: Open) -> Turns:
+    """Against the other bundle, after everything else: what goes wrong there takes nothing from what was measured."""
+    form, other = artefact.format, against.bundle
+    longest = max(job.bench.protocol.prompt_lengths)
+    theirs = msgspec.structs.replace(request, path=str(other.artefacts[form]), tokenizer=str(other.tokenizer))
+    sides = (
+        ab.Side(request, _text(job, longest)),
+        ab.Side(theirs, prompt_text(against.tokenizer, against.reference, longest)),
+    )
+
+    def once(number: int, measured: Callable[[], ab.Round]) -> ab.Round:
+        return job.run.once(f"{form}/turns/{number}", ab.Round, measured)
+
+    with job.progress.step(f"{form.upper()}: in turns") as tell:
+        try:
+            return ab.in_turns(job.bench, job.start, *sides, once, tell)
+        except (EngineDied, EdgekitError) as ended:
+            return Turns(failure=_failure(ended))
 
 
 def _said_on_host(report: Report | None, form: Format) -> tuple[tuple[str, ...], float | None]:

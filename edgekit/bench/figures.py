@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekit.bench.result import DeviceCoherence, EngineRun, Figure, Kind, Loading
+from edgekit.bench.result import DeviceCoherence, EngineRun, Figure, Instructions, Kind, Loading
 from edgekit.bundle.paths import plain
 
-Group = Literal["speed", "energy", "memory", "coherence"]
-"""Heat and other load spoil speed and energy; neither memory nor coherence."""
+Group = Literal["speed", "energy", "memory", "coherence", "instructions"]
+"""Heat and other load spoil speed and energy; nothing else. Instructions are counted by an emulator."""
 _Z95 = 1.96
 """Standard errors on either side of a 95 % interval."""
 
@@ -39,7 +39,7 @@ class Named:
 
 def figures(run: EngineRun) -> tuple[Named, ...]:
     """All that a run holds, in the order in which a reader wants them. An emulated time is no latency: left out."""
-    return (*_coherence(run.coherence), *_speeds(run), *_memory(run))
+    return (*_coherence(run.coherence), *_instructions(run.instructions), *_speeds(run), *_memory(run))
 
 
 def by_key(run: EngineRun) -> Mapping[str, Named]:
@@ -78,27 +78,34 @@ def _coherence(found: DeviceCoherence | None) -> Iterator[Named]:
     yield Named("ppl_ratio", "Perplexity ratio", "", "coherence", False, here.ppl_ratio, low, high, kind, interval=how)
 
 
+def _instructions(found: Instructions | None) -> Iterator[Named]:
+    if found is not None:
+        yield named("instructions/decode", "Instructions, a decoded token", found.decode, "instructions")
+        yield named("instructions/prefill", "Instructions, a token of a prompt", found.prefill, "instructions")
+
+
 def _speeds(run: EngineRun) -> Iterator[Named]:
     if run.decode:
-        yield _named("decode", "Decode", run.decode.speed, more=True)
+        yield named("decode", "Decode", run.decode.speed, more=True)
     for one in run.prefill:
-        yield _named(f"prefill/{one.tokens}", f"Prefill of {one.tokens}", one.speed, more=True)
+        yield named(f"prefill/{one.tokens}", f"Prefill of {one.tokens}", one.speed, more=True)
     for one in run.prefill:
         if one.ttft.quantity.kind == "measured":
-            yield _named(f"ttft/{one.tokens}", f"First token after {one.tokens}", one.ttft)
+            yield named(f"ttft/{one.tokens}", f"First token after {one.tokens}", one.ttft)
     if run.talk:
-        yield _named("talk", "Answer, end to end", run.talk.speed, more=True)
+        yield named("talk", "Answer, end to end", run.talk.speed, more=True)
     if run.decode and run.decode.energy:
-        yield _named("decode_energy", "Energy per token", run.decode.energy, "energy")
+        yield named("decode_energy", "Energy per token", run.decode.energy, "energy")
     for one in run.prefill:
         if one.energy:
-            yield _named(f"prefill_energy/{one.tokens}", f"Energy of a prompt of {one.tokens}", one.energy, "energy")
+            yield named(f"prefill_energy/{one.tokens}", f"Energy of a prompt of {one.tokens}", one.energy, "energy")
     for loaded in run.loading:
         mode = loaded.mode or "own"
-        yield _named(f"load/{mode}", f"Loading{f' ({mode})' if loaded.mode else ''}", loaded.seconds)
+        yield named(f"load/{mode}", f"Loading{f' ({mode})' if loaded.mode else ''}", loaded.seconds)
 
 
-def _named(key: str, title: str, figure: Figure, group: Group = "speed", *, more: bool = False) -> Named:
+def named(key: str, title: str, figure: Figure, group: Group = "speed", *, more: bool = False) -> Named:
+    """A figure under a key."""
     found = figure.quantity
     return Named(
         key, title, plain(found.unit, 40), group, more, found.value, min(found.low, found.high),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edgekit import __version__
-from edgekit.bench import site
-from edgekit.bench.engine_run import Job, run_engine
+from edgekit.bench import ab, site
+from edgekit.bench.engine_run import Against, Job, run_engine
 from edgekit.bench.journal import Identity, Journal, open_journal
 from edgekit.bench.measure import Bench
 from edgekit.bench.plan import Protocol, digest
@@ -55,6 +55,9 @@ def bench_here(
     preflight: dict[str, str] | None = None,
     fresh: bool = False,
     start: Start = Process,
+    keep: Callable[[BenchResult], None] = lambda _: None,
+    conditions: str = "",
+    against: Bundle | None = None,
 ) -> BenchResult:
     """Measure what `protocol` says; what an interrupted run with the same journal measured is not measured again.
 
@@ -72,18 +75,26 @@ def bench_here(
         preflight: what was asked before, for the record.
         fresh: forget what an earlier run with this journal measured.
         start: makes a fresh measuring process.
+        keep: given the result before the journal is removed.
+        conditions: in words, what else was asked for that changes figures; part of what makes it the same run.
+        against: opened and checked; each format that both bundles have is also measured in turns, see
+            :mod:`edgekit.bench.ab`.
 
     Returns:
         The result; an engine that failed has a `failure`, and the figures that were there before.
 
     Raises:
         BundleError: the bundle has none of a format.
+        OptionError: there is no format that `against` has too.
         DeviceError, FileFormatError, OutputError: see :func:`edgekit.bench.journal.open_journal`.
     """
     chosen = [bundle.artefact(form) for form in dict.fromkeys(formats)] or list(bundle.manifest.artefacts)
+    if against is not None:
+        ab.shared(bundle, against, formats)
+        conditions = ", ".join(filter(None, (conditions, f"in turns with {identity(against.manifest)}")))
     facts, found = site.machine_facts(), site.versions()
     same = Identity(
-        bundle=identity(bundle.manifest), protocol=digest(protocol), options=_options(target, threads),
+        bundle=identity(bundle.manifest), protocol=digest(protocol), options=_options(target, threads, conditions),
         machine=site.machine_key(facts, found, kind),
     )  # fmt: skip
     with open_journal(journal or cache_dir() / "bench", same, fresh=fresh) as book:
@@ -91,31 +102,28 @@ def bench_here(
         bench = Bench(protocol, kind, run.sensors(plain))
         job = Job(
             bundle, target, bench, run, progress, start, threads, load_tokenizer(bundle.tokenizer),
-            _reference(bundle), _report(bundle),
+            _reference(bundle), _report(bundle), _against(against),
         )  # fmt: skip
         runs = tuple(run_engine(job, artefact) for artefact in chosen)
         device = Device(url=url, kind=kind, machine=facts, board=plain.facts, versions=found)
-        result = _result(job, same, book, device, preflight or {}, runs)
-        if journal is None and not result.failures:
+        result = _result(job, book, device, preflight or {}, runs)
+        keep(result)
+        if journal is None and not result.failures and not ab.failures(result):
             book.remove()
         return result
 
 
-def _options(target: Target, threads: int) -> str:
+def _options(target: Target, threads: int, conditions: str) -> str:
     """What else decides how engines are run."""
     settings = hashlib.sha256(msgspec.json.encode(target.runtime)).hexdigest()
-    return f"target {target.name} {settings}, threads {threads}"
+    return f"target {target.name} {settings}, threads {threads}{', ' if conditions else ''}{conditions}"
 
 
 def _result(
-    job: Job, same: Identity, book: Journal, device: Device, preflight: dict[str, str], runs: tuple[EngineRun, ...]
+    job: Job, book: Journal, device: Device, preflight: dict[str, str], runs: tuple[EngineRun, ...]
 ) -> BenchResult:
-    manifest = job.bundle.manifest
     return BenchResult(
-        edgekit=__version__,
-        bundle=BundleRef(
-            name=manifest.name, model=manifest.model.name, manifest_sha256=same.bundle, target=manifest.target.id
-        ),
+        edgekit=__version__, bundle=_ref(job.bundle), against=_ref(job.against.bundle) if job.against else None,
         target=TargetRef(id=job.target.name, title=job.target.title),
         device=device, protocol=job.bench.protocol, measured_on=device.kind, started=book.started.isoformat(),
         parts=job.run.parts, seconds=job.run.now(), preflight=preflight, notes=job.bench.sensors.notes(), runs=runs,
@@ -123,9 +131,20 @@ def _result(
     )  # fmt: skip
 
 
+def _ref(bundle: Bundle) -> BundleRef:
+    manifest = bundle.manifest
+    return BundleRef(
+        name=manifest.name, model=manifest.model.name, manifest_sha256=identity(manifest), target=manifest.target.id
+    )
+
+
+def _against(other: Bundle | None) -> Against | None:
+    return None if other is None else Against(other, load_tokenizer(other.tokenizer), _reference(other))
+
+
 def _windows(run: EngineRun) -> Iterator[Any]:
-    parts = [*run.sweep, *run.loading, *run.prefill, run.decode, run.talk, run.coherence]
-    return (part.window for part in parts if part is not None)
+    parts = [*run.sweep, *run.loading, *run.prefill, run.decode, run.talk, run.coherence, run.turns]
+    return (part.window for part in parts if part is not None and part.window is not None)
 
 
 def _reference(bundle: Bundle) -> Reference | None:

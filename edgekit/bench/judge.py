@@ -7,6 +7,7 @@ because they are none of the board's.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
@@ -17,9 +18,10 @@ from msgspec import Meta, Struct
 from edgekit.bench import baseline as baselines
 from edgekit.bench.disturbances import Disturbed, of_engine, of_run
 from edgekit.bench.figures import Named, by_key, peak_mib
+from edgekit.bench.held import number_formats
 from edgekit.bench.plausibility import notes
 from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Format
-from edgekit.bench.verdicts import Check, Group, Verdict
+from edgekit.bench.verdicts import Absent, Check, Group, Verdict
 from edgekit.bundle.manifest import Artefact, Manifest
 from edgekit.bundle.paths import plain
 from edgekit.coherence import gates
@@ -29,6 +31,8 @@ from edgekit.targets import CoherenceLimits, LatencyLimits, Target, coherence_li
 
 _L = TypeVar("_L", CoherenceLimits, LatencyLimits)
 MAX_BYTES = 16 << 20
+REPEATS = 0.1
+"""Percent that counts of the same thing may differ by."""
 _ACROSS = ", which its interval reaches across"
 
 
@@ -92,6 +96,8 @@ class Judgements(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     schema_version: Literal[1] = 1
     judgements: tuple[Judgement, ...]
+    absent: tuple[Absent, ...] = ()
+    """Devices of the same run that gave no result."""
 
 
 def facts(manifest: Manifest) -> dict[str, Facts]:
@@ -112,8 +118,8 @@ def judge(
         result: what was measured.
         target: whose limits hold.
         overrides: limits that replace the target's.
-        known: :func:`facts` of the bundle's manifest. Coherence limits depend on the requested bits: without them only
-            the `overrides` can be judged.
+        known: :func:`facts` of the bundle's manifest. Coherence limits depend on the requested bits: where the result
+            does not hold them either, only the `overrides` can be judged.
         baseline: an earlier result that must not have been better.
 
     Raises:
@@ -136,16 +142,19 @@ def error(judgement: Judgement) -> EdgekitError | None:
     if judgement.verdict == "PASS":
         return None
     if judgement.verdict == "INVALID":
-        return InvalidMeasurementError(judgement.sentence, remedy="remove what disturbs, and measure again")
+        now = judgement.disturbances or any(engine.disturbances for engine in judgement.engines)
+        what = "and measure again" if now else "and measure a new baseline"
+        return InvalidMeasurementError(judgement.sentence, remedy=f"remove what disturbs, {what}")
     return GateError(judgement.sentence)
 
 
-def to_json(found: Sequence[Judgement]) -> bytes:
+def to_json(found: Sequence[Judgement], absent: Sequence[Absent] = ()) -> bytes:
     """Indented JSON of :class:`Judgements` with a newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(Judgements(judgements=tuple(found))), indent=2) + b"\n"
+    whole = Judgements(judgements=tuple(found), absent=tuple(absent))
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
 
 
-def from_json(data: bytes, name: str = "judgement.json") -> tuple[Judgement, ...]:
+def from_json(data: bytes, name: str = "judgement.json") -> Judgements:
     """Read what :func:`to_json` wrote, perhaps on a stranger's machine.
 
     Raises:
@@ -154,7 +163,7 @@ def from_json(data: bytes, name: str = "judgement.json") -> tuple[Judgement, ...
     if len(data) > MAX_BYTES:
         raise FileFormatError(f"{name} is larger than {MAX_BYTES >> 20} MiB", expected="what edgekit bench writes")
     try:
-        return msgspec.json.decode(data, type=Judgements).judgements
+        return msgspec.json.decode(data, type=Judgements)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise FileFormatError(
             f"{name} does not fit its schema ({plain(str(fault))})", expected="what edgekit bench --judgement wrote"
@@ -184,12 +193,13 @@ def _engine(
     limits = _replaced(target.limits.latency, asked)
     spoiled = of_engine(run, result, limits.cv_max)
     state = Disturbed(emulated=result.measured_on == "emulated", words=(*whole, *spoiled))
-    checks = [*_ended(run), *_coherence(run, target, asked, known), *_measured(run, limits, asked, state)]
+    checks = [*_ended(run), *_coherence(run, target, asked, known), *_repeats(run)]
+    checks += _measured(run, limits, asked, state)
     if baseline is not None:
-        checks += baselines.checks(run, baseline, state)
+        checks += baselines.checks(run, baseline, state, target, limits.cv_max)
     return EngineJudgement(
         format=run.format, verdict=_verdict(checks, state), checks=tuple(checks), disturbances=spoiled,
-        notes=notes(run, result, target, known.types if known else ()), facts=known,
+        notes=notes(run, result, target, known.types if known else run.types), facts=known,
     )  # fmt: skip
 
 
@@ -210,12 +220,15 @@ def _ended(run: EngineRun) -> Iterator[Check]:
 
 
 def _coherence(run: EngineRun, target: Target, asked: Overrides, known: Facts | None) -> Iterator[Check]:
-    limits = coherence_limits(target, int(known.requested_bits)) if known else CoherenceLimits()
+    if run.instructions is not None:
+        return
+    bits = known.requested_bits if known else run.requested_bits
+    limits = CoherenceLimits() if bits is None else coherence_limits(target, int(bits))
     limits = _replaced(limits, asked)
-    if known is None and target.limits.coherence != type(target.limits.coherence)():
+    if bits is None and target.limits.coherence != type(target.limits.coherence)():
         why = (
-            "the limits of coherence depend on the requested bits, which the result does not "
-            "hold; `edgekit bench --judgement` keeps them"
+            "the limits of coherence depend on the requested bits, which neither the bundle nor the result says; "
+            "measure again with this version"
         )
         yield _unjudged("bits", why)
     if limits == CoherenceLimits():
@@ -226,6 +239,21 @@ def _coherence(run: EngineRun, target: Target, asked: Overrides, known: Facts | 
         return
     for check in gates.judge(run.coherence.here, limits).checks:
         yield _from_gate(check, run.coherence, by_key(run))
+
+
+def _repeats(run: EngineRun) -> Iterator[Check]:
+    """Counted instructions have to be the same each time, or something else than the code was counted."""
+    if run.instructions is None or run.failure:
+        return
+    for title, found in (("decoded token", run.instructions.decode), ("token of a prompt", run.instructions.prefill)):
+        least, most = min(found.values), max(found.values)
+        apart = 100 * (most - least) / least if least > 0 else math.inf
+        same = found.quantity.n > 1 and apart <= REPEATS
+        yield Check(
+            group="instructions", name=f"repeats/{title.partition(' ')[0]}", title=f"Counts repeat, {title}",
+            limit=REPEATS, measured=min(apart, 1e9), unit="%", kind="emulated", verdict="PASS" if same else "FAIL",
+            sentence=f"{found.quantity.n} counts of a {title} differ by {apart:.2g} % (limit {REPEATS:g} %)",
+        )  # fmt: skip
 
 
 def _unjudged(name: str, sentence: str) -> Check:
@@ -335,14 +363,10 @@ def _first(said: Iterable[str], most: int = 3) -> str:
 
 
 def _facts(manifest: Manifest, artefact: Artefact) -> Facts:
-    weights: Counter[str] = Counter()
-    for entry in artefact.plan:
-        if entry.role != "embedding" and len(entry.shape) > 1:
-            weights[entry.grid] += entry.bytes
     predicted = manifest.predicted
     speed, ram = (predicted.get(f"{artefact.format}.{name}") for name in ("decode", "ram"))
     return Facts(
-        requested_bits=artefact.requested_bits, types=tuple(grid for grid, _ in weights.most_common()),
+        requested_bits=artefact.requested_bits, types=number_formats(artefact),
         parameters=manifest.model.parameters, target=manifest.target.id,
         predicted_tok_s=speed.value if speed else None, predicted_ram_mib=ram.value if ram else None,
         predicted_from=speed.source if speed else "",

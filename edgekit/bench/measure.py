@@ -12,7 +12,7 @@ import msgspec
 from edgekit.bench import plan
 from edgekit.bench.child import Generate, Judge, Look, Open, Opened, Read
 from edgekit.bench.child import Talk as TalkRequest
-from edgekit.bench.coherence import Asked, Judged
+from edgekit.bench.coherence import Judged
 from edgekit.bench.latency import Generating, Reading, Talking
 from edgekit.bench.memory import Resident
 from edgekit.bench.plan import Protocol, Repeated, repeat
@@ -78,8 +78,9 @@ def loading(bench: Bench, start: Start, request: Open, mode: Mode | None, text: 
         finally:
             worker.close()
     return Loading(
-        mode=mode, context=context, seconds=bench.figure([one.seconds for one in opened], "s"), empty=opened[-1].empty,
-        loaded=opened[-1].loaded, ran=ran, ran_tokens=tokens,
+        mode=mode, processor=opened[-1].processor, context=context,
+        seconds=bench.figure([one.seconds for one in opened], "s"), empty=opened[-1].empty, loaded=opened[-1].loaded,
+        ran=ran, ran_tokens=tokens,
         window=bench.window([(one.begin, one.end) for one in opened]),
     )  # fmt: skip
 
@@ -152,11 +153,9 @@ def brief(protocol: Protocol) -> Protocol:
     )  # fmt: skip
 
 
-def coherence(
-    bench: Bench, worker: Worker, reference: str, want: Asked, host: tuple[str, ...], recorded: float | None, tell: Tell
-) -> DeviceCoherence:
-    """What the engine says here."""
-    said = worker.ask(Judge(reference=reference, asked=want, host=host), Judged, tell)
+def coherence(bench: Bench, worker: Worker, request: Judge, recorded: float | None, tell: Tell) -> DeviceCoherence:
+    """What the engine says here; `recorded` is the mean KL divergence of the bundle's report."""
+    said = worker.ask(request, Judged, tell)
     return DeviceCoherence(
         here=said.coherence, whole=said.whole, recorded_kl=recorded, against_host=said.against_host, texts=said.texts,
         kind=bench.kind, window=bench.window([(said.begin, said.end)]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated, Generic, Literal, TypeVar
@@ -118,11 +118,12 @@ def repeat(
     while True:
         runs.append(once())
         tell(len(runs))
-        if stopped := _enough([value(run) for run in runs], clock() - begin, chosen):
+        if stopped := enough([value(run) for run in runs], clock() - begin, chosen):
             return Repeated(tuple(runs), stopped)
 
 
-def _enough(values: list[float], seconds: float, chosen: Protocol) -> Stop | None:
+def enough(values: Sequence[float], seconds: float, chosen: Protocol) -> Stop | None:
+    """Why no more repetitions are needed of a figure that took so long; None: they are."""
     if len(values) < chosen.repeats_min:
         return None
     # A second repetition is needed to see any width at all.

@@ -20,16 +20,21 @@ import msgspec
 from edgekit.bench import lock as locks
 from edgekit.bench.fleet import Outcome, on_all
 from edgekit.bench.follow import LAUNCHER, Follower, failure
-from edgekit.bench.preflight import check, needs_of, refuse
+from edgekit.bench.metered import FILE as METER_FILE
+from edgekit.bench.metered import fed
+from edgekit.bench.preflight import Needs, check, needs_of, refuse
 from edgekit.bench.probe import Probed, probe
 from edgekit.bench.result import MAX_BYTES, BenchResult, from_json
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.manifest import MANIFEST, identity
 from edgekit.bundle.manifest import MAX_BYTES as MAX_MANIFEST
 from edgekit.bundle.paths import plain
+from edgekit.devices import rooted
 from edgekit.devices.base import Device, UnreachableError
+from edgekit.devices.boards.meter import Meter
 from edgekit.devices.home import Home, home_in, prepare
-from edgekit.devices.shell import SHORT, handle_parts, is_handle, script
+from edgekit.devices.process import HELD
+from edgekit.devices.shell import SHORT, handle_parts, is_handle, leashed, script
 from edgekit.errors import BundleError, DeviceError, EdgekitError
 from edgekit.progress import Progress
 from edgekit.targets import Target
@@ -43,10 +48,14 @@ _RESTARTS = 3
 """Times that a board may start anew during one measurement."""
 
 _READY = """\
-mkdir -p -- "$1/journal" && cd -- "$1" && rm -f -- ended log bench.json log.handle
+mkdir -p -- "$1/journal" && cd -- "$1" && rm -f -- ended log bench.json log.handle &&
+    printf 't,w\\n' >meter.csv
 """
-_FORGET = """\
+_FORGET = f"""\
+{rooted.SET_BACK}
 case $1 in /*/runs/?*) rm -rf -- "$1" ;; esac
+root=$3
+set_back "$2" >/dev/null
 """
 _PRUNE = """\
 cd -- "$1" || exit 0
@@ -67,9 +76,17 @@ class Patience:
     """Looking costs the board a few ms of CPU time, which a measurement may feel."""
 
 
+@dataclass(frozen=True)
+class Against:
+    """The other bundle, opened with its checksums, when two are measured in turns. Its engines are not used."""
+
+    bundle: Bundle
+    target: Target
+
+
 def bench_on(
     device: Device, bundle: Bundle, target: Target, arguments: Sequence[str], *, decode: Callable[[bytes], T],
-    progress: Progress, patience: Patience | None = None,
+    progress: Progress, patience: Patience | None = None, meter: Meter | None = None, against: Against | None = None,
 ) -> T:  # fmt: skip
     """Measure a bundle on a board.
 
@@ -81,6 +98,8 @@ def bench_on(
         decode: of the JSON that comes back; raises what it likes.
         progress: told what goes on here and, line by line, what the measurement there says.
         patience: with the connection.
+        meter: of the board's power, on this machine.
+        against: measured in turns with the bundle; the board has to be its board too.
 
     Returns:
         What `decode` makes of the result.
@@ -97,10 +116,13 @@ def bench_on(
     probed = probe(device, target.deploy.remote_dir)
     home = home_in(probed.place)
     _preflight(device, bundle, target, probed, home, progress)
+    if against is not None:
+        _preflight_against(device, bundle, against, probed, home)
     patience, token = patience or Patience(), secrets.token_hex(8)
     patiently(device, progress, patience, lambda: prepare(device, home))
     lock = patiently(device, progress, patience, lambda: locks.take(device, home, progress, token=token))
-    visit = _Visit(device, bundle, home, tuple(arguments), progress, patience, lock, probed)
+    other = None if against is None else against.bundle
+    visit = _Visit(device, bundle, home, tuple(arguments), progress, patience, lock, probed, meter, other)
     try:
         result = decode(visit.measured())
     except UnreachableError as error:
@@ -114,16 +136,28 @@ def bench_on(
 
 
 def _preflight(device: Device, bundle: Bundle, target: Target, probed: Probed, home: Home, progress: Progress) -> None:
-    there = device.read(f"{home.bundle(bundle.root.name)}/{MANIFEST}", MAX_MANIFEST)
-    needs = needs_of(bundle.manifest, target, there=there == (bundle.root / MANIFEST).read_bytes())
-    findings = check(target, probed, needs)
+    findings = check(target, probed, _needs(device, bundle, target, home.bundle(bundle.root.name)))
     refuse(findings, device.title)
     for finding in findings:
         progress.note(f"{device.title}: {finding.words()}")
 
 
-def decoder(device: Device, bundle: Bundle) -> Callable[[bytes], BenchResult]:
-    """Reads the result of this device and this bundle, and calls the device as the user did.
+def _needs(device: Device, bundle: Bundle, target: Target, place: str) -> Needs:
+    there = device.read(f"{place}/{MANIFEST}", MAX_MANIFEST)
+    return needs_of(bundle.manifest, target, there=there == (bundle.root / MANIFEST).read_bytes())
+
+
+def _preflight_against(device: Device, bundle: Bundle, against: Against, probed: Probed, home: Home) -> None:
+    """Is it the other bundle's board too, and has it room for both?"""
+    needs = _needs(device, against.bundle, against.target, home.against(against.bundle.root.name))
+    first = _needs(device, bundle, against.target, home.bundle(bundle.root.name))
+    both = needs.disk_mib + first.disk_mib - against.target.deploy.min_free_mib
+    needs = replace(needs, disk_mib=both, python="")  # its engines are not installed
+    refuse(check(against.target, probed, needs), f"{device.title}, for the bundle of --against")
+
+
+def decoder(device: Device, bundle: Bundle, against: Bundle | None = None) -> Callable[[bytes], BenchResult]:
+    """Reads the result of this device and these bundles, and calls the device as the user did.
 
     Raises (the function it returns):
         FileFormatError: it is no result.
@@ -132,7 +166,8 @@ def decoder(device: Device, bundle: Bundle) -> Callable[[bytes], BenchResult]:
 
     def decode(data: bytes) -> BenchResult:
         result = from_json(data, f"the result of {device.title}")
-        if result.bundle.manifest_sha256 != identity(bundle.manifest):
+        wanted = (identity(bundle.manifest), against and identity(against.manifest))
+        if (result.bundle.manifest_sha256, result.against and result.against.manifest_sha256) != wanted:
             raise DeviceError(f"{device.title} answers with the result of another bundle")
         if (result.measured_on == "emulated") != (device.kind == "emulated"):
             raise DeviceError(f"{device.title} says it is {result.measured_on}", expected=device.kind)
@@ -142,12 +177,30 @@ def decoder(device: Device, bundle: Bundle) -> Callable[[bytes], BenchResult]:
 
 
 def bench_all(
-    names: Sequence[str], bundle: Bundle, target: Target, arguments: Sequence[str], progress: Progress
+    names: Sequence[str],
+    bundle: Bundle,
+    target: Target,
+    arguments: Sequence[str],
+    progress: Progress,
+    keep: Callable[[BenchResult], None] = lambda _: None,
+    meter: Meter | None = None,
+    against: Against | None = None,
 ) -> tuple[Outcome[BenchResult], ...]:
-    """Measure a bundle on several boards at the same time; see :func:`bench_on` and :func:`on_all`."""
+    """Measure a bundle on several boards at the same time; see :func:`bench_on` and :func:`on_all`.
+
+    `keep` is given each result before its board forgets it; a `meter` is for a single board.
+    """
 
     def work(device: Device, told: Progress) -> BenchResult:
-        return bench_on(device, bundle, target, arguments, decode=decoder(device, bundle), progress=told)
+        read = decoder(device, bundle, against.bundle if against else None)
+
+        def decode(data: bytes) -> BenchResult:
+            keep(result := read(data))
+            return result
+
+        return bench_on(
+            device, bundle, target, arguments, decode=decode, progress=told, meter=meter, against=against
+        )  # fmt: skip
 
     return on_all(names, work, progress)
 
@@ -164,12 +217,15 @@ class _Visit:
     patience: Patience
     lock: locks.Lock
     probed: Probed
+    meter: Meter | None = None
+    against: Bundle | None = None
     handle: str = ""
 
     @property
     def run(self) -> str:
         """The folder of this measurement: the same one when the same is asked again."""
-        key = "\0".join((identity(self.bundle.manifest), *self.arguments))
+        other = (f"against {identity(self.against.manifest)}",) if self.against else ()
+        key = "\0".join((identity(self.bundle.manifest), *self.arguments, *(("meter",) if self.meter else ()), *other))
         return self.home.run(hashlib.sha256(key.encode()).hexdigest()[:16])
 
     @property
@@ -178,26 +234,35 @@ class _Visit:
 
     def measured(self) -> bytes:
         """The JSON of the finished measurement."""
-        title = self.device.title
-        with self.progress.step(f"{title}: sending") as advance:
+        self._send(self.bundle, self.place, "sending")
+        if self.against:
+            self._send(self.against, self.home.against(self.against.root.name), "sending the other bundle")
+        with self.progress.step(f"{self.device.title}: installing"):
+            installed = self._patiently(self._install)
+        command = self._command(installed)
+        self._patiently(lambda: self._begin(command))
+        with fed(self.device, f"{self.run}/{METER_FILE}", self.meter, self.progress):
+            self._followed(command)
+        return self._patiently(self._fetch)
+
+    def _send(self, bundle: Bundle, place: str, title: str) -> None:
+        with self.progress.step(f"{self.device.title}: {title}") as advance:
 
             def tell(done: int, total: int) -> None:
                 advance(done, total)
                 self.lock.tick()
 
-            self._patiently(lambda: self.device.push(self.bundle.root, self.place, tell))
-        with self.progress.step(f"{title}: installing"):
-            installed = self._patiently(self._install)
-        command = self._command(installed)
-        self._patiently(lambda: self._begin(command))
-        restarts = 0
+            self._patiently(lambda: self.device.push(bundle.root, place, tell))
+
+    def _followed(self, command: Sequence[str]) -> None:
+        """Until it has ended, through some restarts of the board."""
+        title, restarts = self.device.title, 0
         while self._follow() == "restarted":
             restarts += 1
             if restarts > _RESTARTS:
                 raise DeviceError(f"{title} started anew {restarts} times", remedy="check its power supply")
             self.progress.note(f"{title}: the board started anew; the measurement goes on where it was")
             self._patiently(lambda: self._begin(command))
-        return self._patiently(self._fetch)
 
     def leave(self) -> None:
         """End what runs there, forget the measurement and give the lock back."""
@@ -213,14 +278,16 @@ class _Visit:
     def _clear(self) -> None:
         if self.handle:
             self.device.stop(self.handle)
-        self.device.run(script(_FORGET, self.run), timeout=SHORT)
+        done = self.device.run(script(_FORGET, self.run, self.home.restore, rooted.ROOT), timeout=SHORT)
+        if done.code:
+            self.progress.note(rooted.not_back(self.device, done).sentence())
         self.lock.give_back()
 
     def _install(self) -> str:
         """Install the bundle's own runtime; returns the folder it is in."""
         self.lock.renew(_INSTALL_S)
         words = ["env", f"EDGEKIT_HOME={self.home.installed}", *_pairs(self.home), "sh", f"{self.place}/{INSTALLER}"]
-        done = self.device.run(words, timeout=_INSTALL_S)
+        done = self.device.feed(leashed(words), HELD, timeout=_INSTALL_S, sent=lambda _: None)
         if done.code:
             raise failure(done.code, done.err.decode("utf8", "replace").splitlines(), self.device.title)
         told = self.device.run([*words, "--place"], timeout=SHORT).out.decode("utf8", "replace").strip()
@@ -237,7 +304,9 @@ class _Visit:
             "env", *_pairs(self.home), f"{locks.VARIABLE}={self.lock.token}",
             python, "-I", "-S", "-c", LAUNCHER, run, python, "-I", "-m", "edgekit", "bench", self.place,
             "--device", "local", "--json", f"{run}/bench.json", "--journal", f"{run}/journal",
-            *(("--emulated",) if self.device.kind == "emulated" else ()), *self.arguments,
+            *(("--emulated",) if self.device.kind == "emulated" else ()),
+            *(("--meter", f"csv:{run}/{METER_FILE}") if self.meter else ()),
+            *(("--against", self.home.against(self.against.root.name)) if self.against else ()), *self.arguments,
         ]  # fmt: skip
 
     def _begin(self, command: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ Kind = Literal["measured", "emulated", "predicted"]
 DeviceKind = Literal["measured", "emulated"]
 Format = Literal["gguf", "onnx"]
 Mode = Literal["mmap", "copy"]
+Bits = Annotated[float, Meta(gt=0, le=64)]
 Series = Annotated[tuple[float, ...], Meta(max_length=10_000)]
 
 
@@ -90,6 +91,8 @@ class Loading(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     mode: Mode | None
     """Mapped or copied into memory; None: the engine decides."""
+    processor: Annotated[str, Meta(max_length=64)] = ""
+    """Where the layers are: "CPU", "CPU (of a CUDA build)" or "GPU (CUDA)"; empty: whoever measured did not say."""
     context: int
     """Tokens that the engine has room for: as asked, bounded by the model's own."""
     page_cache: Literal["warm"] = "warm"
@@ -214,6 +217,39 @@ class Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the process held at most, when it was ended by a signal."""
 
 
+class Instructions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an emulator counted: the same on every machine, and never a time."""
+
+    decode: Figure
+    """Million instructions per decoded token."""
+    prefill: Figure
+    """Million instructions per token of a prompt."""
+    cpu: str
+    """As the emulator calls it."""
+    program: str
+    """Path in the bundle of what was run, with one thread."""
+
+
+class Ratio(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One figure of this bundle ÷ the same one of another bundle; value i of all three is of one pair."""
+
+    name: Literal["decode", "prefill", "ttft", "load"]
+    """Decode and prefill are speeds: above 1 is faster. TTFT and load are times: below 1 is faster."""
+    tokens: int
+    """Read, or generated; 0 for a load."""
+    ratio: Figure
+    ours: Figure
+    theirs: Figure
+
+
+class Turns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same format of two bundles, measured in turns: A B B A A B …"""
+
+    ratios: Annotated[tuple[Ratio, ...], Meta(max_length=64)] = ()
+    window: Window | None = None
+    failure: Failure | None = None
+
+
 class EngineRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything of one format."""
 
@@ -225,6 +261,12 @@ class EngineRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Path in the bundle."""
     bytes: int
     """Of all files of the format."""
+    requested_bits: Bits | None = None
+    """Bits per weight that the build was asked for; None: whoever measured did not say."""
+    effective_bits: Bits | None = None
+    """Bits per weight that the files really hold: 8 · bytes / parameters, everything included."""
+    types: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """Number formats of the matrices but the embedding, the one with most bytes first."""
     settings: Settings
     sweep: tuple[SweepPoint, ...] = ()
     loading: tuple[Loading, ...] = ()
@@ -232,6 +274,10 @@ class EngineRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decode: Decode | None = None
     talk: Talk | None = None
     coherence: DeviceCoherence | None = None
+    instructions: Instructions | None = None
+    """Of the protocol that counts them; it measures nothing else."""
+    turns: Turns | None = None
+    """Against the same format of the other bundle, when there was one."""
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
 
@@ -273,6 +319,8 @@ class BenchResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     schema_version: Literal[1] = 1
     edgekit: str
     bundle: BundleRef
+    against: BundleRef | None = None
+    """The other bundle, when two were measured in turns."""
     target: TargetRef
     device: Device
     protocol: Protocol

@@ -12,6 +12,7 @@ import msgspec
 
 from edgekit.bench.result import TracePoint, Window
 from edgekit.devices.boards.base import Board, BoardFacts, Sample
+from edgekit.devices.boards.meter import Meter
 from edgekit.targets import Target
 
 _MOST = 200
@@ -32,6 +33,14 @@ class Sampler(Protocol):
 
     def energy_j(self, begin: float, end: float) -> float | None:
         """Joules between two times of the monotonic clock; None when it was not measured, never an estimate."""
+        ...
+
+    def reaches(self, t: float) -> bool:
+        """Whether there is a reading of power after `t`, or none will come."""
+        ...
+
+    def watts(self, sample: Sample) -> float | None:
+        """Power of the same scope as the energy, when `sample` was taken."""
         ...
 
 
@@ -62,7 +71,7 @@ class Sensors:
         return Window(
             begin=self.offset + begin,
             end=self.offset + end,
-            trace=tuple(_point(sample, self.offset) for sample in thinned(samples, _MOST)),
+            trace=tuple(self._point(sample) for sample in thinned(samples, _MOST)),
             disturbances=self.disturbance([_clock_inside(sample, begin, end) for sample in samples]) if samples else (),
         )
 
@@ -70,9 +79,24 @@ class Sensors:
         """Energy of each (begin, end); empty when one of them was not measured."""
         if self.sampler is None or not self.energy:
             return []
-        self._after(max(end for _, end in stretches))
+        self._after(end := max(end for _, end in stretches))
+        self._reached(self.sampler, end)
         found = [self.sampler.energy_j(begin, end) for begin, end in stretches]
         return [value for value in found if value is not None] if None not in found else []
+
+    def _reached(self, sampler: Sampler, end: float) -> None:
+        """Wait for the meter, whose readings may come later than the board's."""
+        waited, step = 0.0, 0.05
+        while waited < _PATIENCE and not sampler.reaches(end):
+            self.sleep(step)
+            waited += step
+
+    def _point(self, sample: Sample) -> TracePoint:
+        watts = None if self.sampler is None else self.sampler.watts(sample)
+        return TracePoint(
+            t=self.offset + sample.t, temp_c=sample.temp_c, clock_mhz=sample.clock_mhz, power_w=watts,
+            throttled=sample.throttled,
+        )  # fmt: skip
 
     def _after(self, end: float) -> Sequence[Sample]:
         """All samples, once there is one after `end`; a full one, where the board has more to say than its power."""
@@ -89,16 +113,32 @@ class Sensors:
         return self.sampler.samples
 
 
-@contextmanager
-def board_sensors(target: Target, *, energy: bool = True) -> Iterator[Sensors]:
-    """The sensors of this machine, as the target describes them, sampled while the block runs."""
+def board_here(target: Target) -> Board:
+    """The board that this machine is, by the target; nothing of it is sampled yet."""
     from edgekit.devices.boards.access import here
     from edgekit.devices.boards.detect import detect
+
+    return detect(target, *here())
+
+
+@contextmanager
+def board_sensors(
+    target: Target, board: Board, *, energy: bool = True, meter: Meter | None = None
+) -> Iterator[Sensors]:
+    """The sensors of a board, as the target describes them, sampled while the block runs.
+
+    Args:
+        target: how often.
+        board: this machine.
+        energy: False on an emulated board.
+        meter: of the wall power, instead of the board's own sensor.
+    """
     from edgekit.devices.boards.sampler import Sampler as Thread
 
-    board = detect(target, *here())
     facts = board.facts()
-    with Thread(board, target.power.sample_hz, scope=facts.power_scope) as sampler:
+    if meter is not None:
+        facts = msgspec.structs.replace(facts, power_sensor=meter.name, power_scope="wall", power_rails=())
+    with Thread(board, target.power.sample_hz, scope=facts.power_scope, meter=meter) as sampler:
         yield Sensors(sampler, board.disturbance, facts, lambda: sampler.status.words, board=board, energy=energy)
 
 
@@ -117,10 +157,3 @@ def thinned(samples: Sequence[Sample], most: int) -> list[Sample]:
         return list(samples)
     step = (len(samples) - 1) / (most - 1)
     return [samples[round(index * step)] for index in range(most)]
-
-
-def _point(sample: Sample, offset: float) -> TracePoint:
-    return TracePoint(
-        t=offset + sample.t, temp_c=sample.temp_c, clock_mhz=sample.clock_mhz, power_w=sample.power_w,
-        throttled=sample.throttled,
-    )  # fmt: skip

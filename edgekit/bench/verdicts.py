@@ -9,7 +9,7 @@ from msgspec import Struct
 from edgekit.bench.result import Kind
 
 Verdict = Literal["PASS", "FAIL", "INVALID", "NOT JUDGED"]
-Group = Literal["run", "coherence", "speed", "energy", "memory", "baseline"]
+Group = Literal["run", "coherence", "speed", "energy", "memory", "instructions", "baseline"]
 
 
 class Check(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,3 +30,15 @@ class Check(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     high: float | None = None
     unit: str = ""
     kind: Kind = "measured"
+
+
+class Absent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device that gave no result: not reached, refused, or lost on the way."""
+
+    device: str
+    """As the user called it."""
+    bundle: str
+    error: str
+    """Name of a class of :mod:`edgekit.errors`."""
+    sentence: str
+    exit_code: int

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Figure, Loading, Quantity
+from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Figure, Kind, Loading, Quantity, Ratio
 from edgekit.bundle.paths import plain
 
 EMULATED = (
     "Computed on an emulated board: what it says is what the board would say; how fast it was says nothing about the "
     "board."
 )
+
+
+_TITLES = {"decode": "Decode of", "prefill": "Prefill of", "ttft": "First token after", "load": "Loading"}
+_TIMES = ("ttft", "load")
+"""Less of these is faster."""
+_MOST = 16
+
+
+@dataclass(frozen=True)
+class Turned:
+    """One figure that was measured in turns with another bundle, in words."""
+
+    title: str
+    ours: str
+    theirs: str
+    ratio: str
+    interval: str
+    n: str
+    says: str
+    kind: Kind
+
+    @property
+    def line(self) -> str:
+        """All of it."""
+        kind = "" if self.kind == "measured" else f" {self.kind}"
+        how = f"{self.ratio}{kind} ({self.interval}, n = {self.n})"
+        return f"{self.title}: {how}, {self.ours} against {self.theirs}: {self.says}"
 
 
 def lines(result: BenchResult) -> Iterator[str]:
@@ -23,6 +51,7 @@ def lines(result: BenchResult) -> Iterator[str]:
         yield EMULATED
     for run in result.runs:
         yield from (f"  {line}" if index else line for index, line in enumerate(_run(run)))
+        yield from (f"  {line}" for line in turn_lines(run, result))
     yield from map(plain, result.notes)
     if result.parts > 1:
         yield f"Taken up {result.parts - 1} × after an interruption."
@@ -34,6 +63,47 @@ def shown(quantity: Quantity) -> str:
     return f"{quantity.value:.4g} {quantity.unit}{kind} ({quantity.low:.4g} – {quantity.high:.4g}, n = {quantity.n})"
 
 
+def turned(run: EngineRun) -> list[Turned]:
+    """What was measured in turns; the time to a first token of an emulated board is none, and left out."""
+    found = run.turns.ratios if run.turns else ()
+    shown = [one for one in found if one.ratio.quantity.kind == "measured" or one.name != "ttft"]
+    return [_turned(one) for one in shown[:_MOST]]
+
+
+def turn_notes(run: EngineRun) -> list[str]:
+    """What a reader of the figures that were measured in turns has to know."""
+    if run.turns is None:
+        return []
+    spoiled = run.turns.window.disturbances[:_MOST] if run.turns.window else ()
+    ended = (f"it ended here: {plain(run.turns.failure.sentence, 500)}",) if run.turns.failure else ()
+    return [*(f"disturbed: {plain(words)}" for words in spoiled), *ended]
+
+
+def turn_lines(run: EngineRun, result: BenchResult) -> Iterator[str]:
+    """Everything of a run that was measured in turns with another bundle."""
+    name = plain(result.against.name, 60) if result.against else "another bundle"
+    yield from (f"in turns with {name}, {line}" for line in (*(one.line for one in turned(run)), *turn_notes(run)))
+
+
+def _turned(one: Ratio) -> Turned:
+    found, unit = one.ratio.quantity, plain(one.ours.quantity.unit, 20)
+    ours, theirs = (f"{side.quantity.value:.4g} {unit}" for side in (one.ours, one.theirs))
+    title = f"{_TITLES[one.name]} {one.tokens}" if one.tokens else _TITLES[one.name]
+    return Turned(
+        title, ours, theirs, f"{found.value:.4g} ×", f"{found.low:.4g} to {found.high:.4g}", f"{found.n:,}",
+        _says(one), found.kind,
+    )  # fmt: skip
+
+
+def _says(one: Ratio) -> str:
+    found = one.ratio.quantity
+    if found.kind != "measured":
+        return "says nothing about the board"
+    if found.low <= 1 <= found.high or found.n < 2:
+        return "no sure difference"
+    return "faster" if (found.low > 1) != (one.name in _TIMES) else "slower"
+
+
 def _run(run: EngineRun) -> Iterator[str]:
     at = run.settings
     pinned = f", CPUs {', '.join(map(str, at.affinity))}" if at.affinity else ""
@@ -41,8 +111,15 @@ def _run(run: EngineRun) -> Iterator[str]:
         f"{run.format.upper()} in {plain(run.engine)} {plain(run.version)}: "
         f"threads {at.prefill_threads} for prompts, {at.decode_threads} for generating{pinned} (by the {at.by})"
     )
+    if run.requested_bits is not None and run.effective_bits is not None:
+        types = f" ({', '.join(plain(name, 40) for name in run.types[:4])})" if run.types else ""
+        yield f"{run.requested_bits:g} bits requested, {run.effective_bits:.4g} per weight in the files{types}"
     for one in run.loading:
         yield from _loading(one)
+    if run.instructions:
+        counted = run.instructions
+        yield f"instructions a decoded token: {shown(counted.decode.quantity)}"
+        yield f"instructions a token of a prompt: {shown(counted.prefill.quantity)}"
     for read in run.prefill:
         first = f"; first token after {shown(read.ttft.quantity)}" if read.ttft.quantity.kind == "measured" else ""
         yield f"prompt of {read.tokens}: {shown(read.speed.quantity)}{first}{_energy(read.energy)}"

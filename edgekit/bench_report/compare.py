@@ -8,15 +8,16 @@ from typing import Literal
 
 from edgekit.bench import plan
 from edgekit.bench.baseline import apart, board_kind, common, share, threads
-from edgekit.bench.disturbances import timed_windows
+from edgekit.bench.disturbances import of_result
 from edgekit.bench.figures import Named, by_key
 from edgekit.bench.result import BenchResult, EngineRun
 from edgekit.bench_report import words
 from edgekit.bench_report.html import page
 from edgekit.bundle.paths import plain
+from edgekit.targets import Target, load, names
 
-Word = Literal["better", "worse", "same", "unclear", "differs", "not compared"]
-"""Unclear: the intervals have values in common. Differs: there are no intervals to tell."""
+Word = Literal["better", "worse", "same", "unclear", "differs", "disturbed", "not compared"]
+"""Unclear: the intervals have values in common. Differs: there are no intervals to tell. Disturbed: a side was."""
 MIXED = "An emulated run says nothing of a board's speed and memory: these are not compared."
 NONE_IN_COMMON = "The runs have no format in common."
 
@@ -58,10 +59,10 @@ def compare(left: BenchResult, right: BenchResult) -> Comparison:
     pairs = common(left, right)
     notes = [MIXED] if mixed else []
     notes += [] if pairs else [NONE_IN_COMMON]
-    for name, result in (("A", left), ("B", right)):
-        if any(window.disturbances for run in result.runs for _, window in timed_windows(run)):
-            notes.append(f"{name} was disturbed while it was measured: its speeds say little.")
-    groups = [Group(title, list(_rows(*both, mixed=mixed))) for title, both in pairs.items()]
+    spoiled = {name: of_result(result, _target(result)) for name, result in (("A", left), ("B", right))}
+    notes += [f"{name} was disturbed, so its speeds say little: {said[0]}." for name, said in spoiled.items() if said]
+    disturbed = any(spoiled.values())
+    groups = [Group(title, list(_rows(*both, mixed=mixed, disturbed=disturbed))) for title, both in pairs.items()]
     return Comparison(_title(left), _title(right), list(_differences(left, right)), groups, notes)
 
 
@@ -74,12 +75,17 @@ def _title(result: BenchResult) -> str:
     return f"{plain(result.bundle.name, 80)} on {words.device(result)}"
 
 
-def _rows(left: EngineRun, right: EngineRun, *, mixed: bool) -> Iterator[Row]:
+def _target(result: BenchResult) -> Target | None:
+    """Of a result, by the name that a stranger wrote; None where none is shipped under it."""
+    return load(result.target.id) if result.target.id in names() else None
+
+
+def _rows(left: EngineRun, right: EngineRun, *, mixed: bool, disturbed: bool) -> Iterator[Row]:
     ours, theirs = by_key(left), by_key(right)
     for key in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get(key), theirs.get(key)
         if one := a or b:
-            change, verdict = _change(a, b, mixed=mixed)
+            change, verdict = _change(a, b, mixed=mixed, disturbed=disturbed)
             unit = f", {one.unit}" if one.unit not in ("", "share") else ""
             yield Row(one.title + unit, _cell(a), _cell(b), change, verdict)
 
@@ -92,11 +98,13 @@ def _cell(found: Named | None) -> str:
     return bare + (f" ({spread})" if spread else "")
 
 
-def _change(a: Named | None, b: Named | None, *, mixed: bool) -> tuple[str, Word]:
+def _change(a: Named | None, b: Named | None, *, mixed: bool, disturbed: bool) -> tuple[str, Word]:
     if a is None or b is None:
         return "", "not compared"
-    if mixed and a.group != "coherence":
+    if mixed and a.group not in ("coherence", "instructions"):
         return "emulated", "not compared"
+    if disturbed and a.group in ("speed", "energy") and a.kind == b.kind == "measured":
+        return "disturbed", "disturbed"
     if a.unit != b.unit:
         return "another unit", "not compared"
     if a.value == b.value:
@@ -132,6 +140,8 @@ def _setting(result: BenchResult) -> dict[str, str]:
     found |= {f"Version of {name}": version for name, version in list(result.device.versions.items())[:40]}
     found |= {name: value for name, value in list(result.device.machine.items())[:40] if name in ("system", "python")}
     for run in result.runs[:4]:
+        if run.requested_bits is not None:
+            found[f"{run.format.upper()} bits"] = words.bits(run)
         found[f"{run.format.upper()} threads"] = threads(run)
         found[f"{run.format.upper()} loaded"] = run.settings.mode or "as the engine does"
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from edgekit.bench.verdicts import Absent
 from edgekit.bench_report import words
 from edgekit.bench_report.views import view
 from edgekit.bench_report.words import Entry
@@ -23,10 +24,11 @@ _STYLES = {"PASS": "pass", "FAIL": "fail", "INVALID": "invalid", "NOT JUDGED": "
 _FOUND_IN = {"style.css": "edgekit.report", "plots.html.j2": "edgekit.report"}
 
 
-def render(entries: Sequence[Entry]) -> str:
+def render(entries: Sequence[Entry], absent: Sequence[Absent] = ()) -> str:
     """The page as HTML 5 text; equal results give equal pages."""
     views = [view(entry, f"r{index}") for index, entry in enumerate(entries[:RESULTS], start=1)]
-    return page("bench.html.j2", views=views, left_out=max(0, len(entries) - RESULTS))
+    left = max(0, len(entries) - RESULTS) + max(0, len(absent) - RESULTS)
+    return page("bench.html.j2", views=views, absent=absent[:RESULTS], left_out=left)
 
 
 def page(template: str, **values: Any) -> str:
@@ -42,7 +44,7 @@ def _environment() -> Environment:
     made.globals.update(
         said=words.said, interval=words.interval, limit=words.limit, measured_text=words.measured,
         style=_STYLES.__getitem__, mark=words.MARKS.__getitem__, kind_words=words.KINDS.__getitem__,
-        device=words.device, reason=words.reason,
+        device=words.device, reason=words.reason, absent_title=words.absent_title,
     )  # fmt: skip
     return made
 

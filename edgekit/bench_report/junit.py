@@ -1,7 +1,8 @@
 """JUnit XML as GitHub's and GitLab's viewers read it: a suite a device, a case a check.
 
 INVALID is an error, FAIL a failure, NOT JUDGED is skipped. Every engine also has the cases "runs to its end" and
-"undisturbed", so that a throttled board shows even where no limit of speed was set.
+"undisturbed", so that a throttled board shows even where no limit of speed was set. A device without a result is a
+suite with one error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from edgekit.bench.judge import EngineJudgement
-from edgekit.bench.verdicts import Verdict
+from edgekit.bench.verdicts import Absent, Verdict
 from edgekit.bench_report import words
 from edgekit.bench_report.words import Entry
 from edgekit.bundle.paths import plain
@@ -33,9 +34,11 @@ class _Case:
     sentence: str
 
 
-def junit(entries: Sequence[Entry]) -> bytes:
+def junit(entries: Sequence[Entry], absent: Sequence[Absent] = ()) -> bytes:
     """The document in UTF-8."""
     root = ET.Element("testsuites", name="edgekit bench")
+    for one in absent[:_MOST]:
+        root.append(_missing(one))
     for entry in entries[:_MOST]:
         root.append(_suite(entry))
     for name in ("tests", "failures", "errors"):
@@ -48,6 +51,16 @@ def junit(entries: Sequence[Entry]) -> bytes:
 def text(value: str, limit: int = _MOST) -> str:
     """A stranger's text in one line that XML can hold."""
     return _NOT_XML.sub("\ufffd", plain(value, limit))
+
+
+def _missing(absent: Absent) -> ET.Element:
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0", "time": "0.000"}
+    suite = ET.Element("testsuite", counts, name=text(words.absent_title(absent), 300))
+    name = f"edgekit.bench.{text(absent.bundle, 200)}"
+    case = ET.SubElement(suite, "testcase", classname=name, name="gives a result", time="0")
+    found = ET.SubElement(case, "error", message=text(absent.sentence), type=text(absent.error, 100))
+    found.text = text(f"{absent.sentence} (exit code {absent.exit_code})")
+    return suite
 
 
 def _suite(entry: Entry) -> ET.Element:

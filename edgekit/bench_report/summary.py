@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from edgekit.bench.figures import figures, peak_mib
+from edgekit.bench.verdicts import Absent
+from edgekit.bench.words import turn_lines
 from edgekit.bench_report import words
 from edgekit.bench_report.words import Entry
 from edgekit.bundle.paths import plain
@@ -16,15 +18,19 @@ _RESULTS = 50
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=\S)|(?<=www)\.)", re.IGNORECASE)
 """Of Markdown, HTML, and what GitHub and GitLab turn into links, mentions and emoji."""
 _ICONS = {"PASS": "✅", "FAIL": "❌", "INVALID": "⚠️", "NOT JUDGED": "\N{HEAVY MINUS SIGN}"}
+_ERROR = "\N{OCTAGONAL SIGN} ERROR"
 
 
-def markdown(entries: Sequence[Entry]) -> str:
-    """A table of all results, then what each has to say beyond its figures."""
-    lines = ["## edgekit bench", "", *_table(entries[:_RESULTS]), ""]
-    for entry in entries[:_RESULTS]:
+def markdown(entries: Sequence[Entry], absent: Sequence[Absent] = ()) -> str:
+    """A table of all devices, then what each has to say beyond its figures."""
+    shown, missing = entries[:_RESULTS], absent[:_RESULTS]
+    lines = ["## edgekit bench", "", *_HEAD, *map(_empty_row, missing), *_table(shown), ""]
+    for one in missing:
+        lines += [f"### {_ERROR}: {escaped(words.absent_title(one))}", "", escaped(one.sentence, 1000), ""]
+    for entry in shown:
         lines += _details(entry)
-    if len(entries) > _RESULTS:
-        lines.append(f"{len(entries) - _RESULTS} further results are not shown.")
+    if left := len(entries) - len(shown) + len(absent) - len(missing):
+        lines.append(f"{left} further results are not shown.")
     whole = "\n".join(lines).rstrip() + "\n"
     if len(whole) <= MAX_CHARACTERS:
         return whole
@@ -36,16 +42,25 @@ def escaped(text: str, limit: int = 300) -> str:
     return _SPECIAL.sub(lambda found: f"&#{ord(found[1])};", plain(text, limit))
 
 
+_HEAD = (
+    "| bundle and device | format | result | mean KL | decode | first token | memory | energy | figures are |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def _empty_row(absent: Absent) -> str:
+    return f"| {escaped(words.absent_title(absent))} | | {_ERROR} {'| ' * 7}".rstrip()
+
+
 def _table(entries: Sequence[Entry]) -> Iterator[str]:
-    yield "| bundle and device | format | result | mean KL | decode | first token | memory | energy | figures are |"
-    yield "|---|---|---|---|---|---|---|---|---|"
     for entry in entries:
         runs = {run.format: run for run in entry.result.runs}
         for engine in entry.judgement.engines:
             if engine.format not in runs:
                 continue
             run = runs[engine.format]
-            key = {one.key.split("/")[0]: words.said(one) for one in words.key_figures(figures(run), peak_mib(run))}
+            found = filter(words.beside_others, words.key_figures(figures(run), peak_mib(run)))
+            key = {one.key.removeprefix("instructions/").split("/")[0]: words.said(one) for one in found}
             memory = next((value for name, value in key.items() if name.startswith("rss")), "")
             cells = [key.get("kl_mean", ""), key.get("decode", ""), key.get("ttft", ""), memory]
             cells += [key.get("decode_energy", ""), entry.result.measured_on]
@@ -64,5 +79,8 @@ def _details(entry: Entry) -> Iterator[str]:
         said = [f"disturbed: {text}" for text in engine.disturbances[:20]]
         said += [f"{c.verdict}: {c.sentence}" for c in engine.checks if c.verdict in ("FAIL", "INVALID")][:20]
         said += [f"note: {text}" for text in engine.notes[:10]]
+        said += [
+            text for run in entry.result.runs if run.format == engine.format for text in turn_lines(run, entry.result)
+        ]
         yield from (f"- {engine.format.upper()}: {escaped(text, 500)}" for text in said)
     yield ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgekit.bench.figures import figures, peak_mib
 from edgekit.bench.judge import EngineJudgement
 from edgekit.bench.result import EngineRun
+from edgekit.bench.verdicts import Check
 from edgekit.bench.words import EMULATED
 from edgekit.bench_report import words
 from edgekit.bench_report.compare import Comparison
@@ -101,8 +102,13 @@ def _remarks(entry: Entry) -> Iterator[str]:
     disturbed += [f"{engine.format.upper()}: {text}" for engine in judgement.engines for text in engine.disturbances]
     yield from (f"Disturbed: {text}" for text in words.lines(disturbed, _MOST))
     for engine in judgement.engines:
-        yield from (plain(c.sentence, 500) for c in engine.checks if c.group == "run")
+        yield from (plain(c.sentence, 500) for c in engine.checks if c.group == "run" or _says_why(c))
         yield from (f"Note: {text}" for text in words.lines(engine.notes, _MOST))
+
+
+def _says_why(check: Check) -> bool:
+    """Whether a comparison was asked for and not made."""
+    return check.group == "baseline" and check.verdict == "NOT JUDGED"
 
 
 def _new_table(*titles: str) -> Table:

@@ -12,6 +12,7 @@ from edgekit.bench.figures import Named, figures, peak_mib
 from edgekit.bench.judge import EngineJudgement, Facts
 from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Kind, Loading, TracePoint
 from edgekit.bench.verdicts import Check, Verdict
+from edgekit.bench.words import Turned, turn_notes, turned
 from edgekit.bench_report import plots, words
 from edgekit.bench_report.words import Entry
 from edgekit.bundle.paths import plain
@@ -62,12 +63,16 @@ class Engine:
     checks: tuple[Check, ...]
     rows: list[Row]
     settings: str
+    bits: str
+    """Requested, and what the files hold."""
     notes: list[str]
     """Plausibility."""
     coherence: list[tuple[str, str]]
     samples: list[str]
     predicted: list[Predicted]
     predicted_for: str
+    turned: list[Turned]
+    turn_notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class View:
     tokens: plots.Chart | None
     memory: plots.Bars | None
     traces: list[plots.Chart]
+    against: str
+    """The bundle that this one was measured in turns with."""
 
 
 def view(entry: Entry, name: str) -> View:
@@ -102,6 +109,7 @@ def view(entry: Entry, name: str) -> View:
         facts=words.facts(result), preflight=words.rows(result.preflight.items()), notes=words.lines(result.notes),
         divergence=_divergence(runs, judgement.engines), speeds=[one for one in _speeds(runs) if one],
         tokens=_tokens(runs, result.measured_on), memory=_memory(runs), traces=list(_traces(result)),
+        against=plain(result.against.name, 60) if result.against else "another bundle",
     )  # fmt: skip
 
 
@@ -116,11 +124,12 @@ def _engine(run: EngineRun, judged: EngineJudgement) -> Engine:
     return Engine(
         name=run.format.upper(), engine=plain(f"{run.engine} {run.version}", 80), verdict=judged.verdict,
         sentences=words.lines([check.sentence for check in told], 8), key=key,
-        cells={_column(one): words.said(one) for one in key},
+        cells={_column(one): words.said(one) for one in key if words.beside_others(one)},
         checks=judged.checks[:100], rows=[_row(one) for one in found[:60]] + list(_percentiles(run)),
-        settings=words.settings(run), notes=words.lines([*judged.notes, *run.notes]),
+        settings=words.settings(run), bits=words.bits(run), notes=words.lines([*judged.notes, *run.notes]),
         coherence=list(_coherence(run.coherence)), samples=_samples(run.coherence),
         predicted=list(_predicted(run, judged.facts)), predicted_for=plain(judged.facts.target) if judged.facts else "",
+        turned=turned(run), turn_notes=words.lines(turn_notes(run)),
     )  # fmt: skip
 
 

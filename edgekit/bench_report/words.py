@@ -8,8 +8,8 @@ from itertools import islice
 
 from edgekit.bench.figures import Named
 from edgekit.bench.judge import Judgement
-from edgekit.bench.result import BenchResult, EngineRun, Kind
-from edgekit.bench.verdicts import Check, Verdict
+from edgekit.bench.result import BenchResult, BundleRef, EngineRun, Kind
+from edgekit.bench.verdicts import Absent, Check, Verdict
 from edgekit.bundle.paths import plain
 from edgekit.report.words import NOT_MEASURED, number, percent
 
@@ -19,7 +19,7 @@ KINDS: dict[Kind, str] = {
     "emulated": "emulated: says nothing about speed",
     "predicted": "predicted, not measured",
 }
-KEY = ("kl_mean", "same_top", "decode", "ttft", "rss", "decode_energy")
+KEY = ("kl_mean", "same_top", "instructions/decode", "instructions/prefill", "decode", "ttft", "rss", "decode_energy")
 """Figures of a summary, in their order."""
 _MOST = 40
 """Entries of a list or table that a stranger fills."""
@@ -36,6 +36,11 @@ class Entry:
     def title(self) -> str:
         """Bundle and device."""
         return f"{plain(self.result.bundle.name, 80)} on {device(self.result)}"
+
+
+def absent_title(absent: Absent) -> str:
+    """Bundle and device, as :attr:`Entry.title`."""
+    return f"{plain(absent.bundle, 80)} on {plain(absent.device, 120)}"
 
 
 def device(result: BenchResult) -> str:
@@ -110,6 +115,7 @@ def facts(result: BenchResult) -> list[tuple[str, str]]:
     found = [
         ("Model", result.bundle.model), ("Bundle", f"{result.bundle.name}, built for {result.bundle.target}"),
         ("Manifest", f"SHA-256 {result.bundle.manifest_sha256}"), ("Settings and limits", result.target.title),
+        *((("Measured in turns with", _other(result.against)),) if result.against else ()),
         ("Device", at.url), *((key.replace("_", " "), value) for key, value in islice(at.machine.items(), _MOST)),
     ]  # fmt: skip
     if board:
@@ -124,6 +130,10 @@ def facts(result: BenchResult) -> list[tuple[str, str]]:
     return rows(found, 2 * _MOST)
 
 
+def _other(bundle: BundleRef) -> str:
+    return f"{plain(bundle.name, 60)}, built for {plain(bundle.target, 60)}, manifest SHA-256 {bundle.manifest_sha256}"
+
+
 def settings(run: EngineRun) -> str:
     """How the engine was run."""
     at = run.settings
@@ -133,6 +143,20 @@ def settings(run: EngineRun) -> str:
         f"{at.prefill_threads} threads for prompts, {at.decode_threads} for decoding (chosen by the {at.by}){pinned}"
         f"{mode}, context {at.context:,}"
     )
+
+
+def bits(run: EngineRun) -> str:
+    """Bits per weight that were asked for and what the files hold; empty where the result does not say."""
+    if run.requested_bits is None:
+        return ""
+    held = "" if run.effective_bits is None else f", {run.effective_bits:.4g} per weight in the files"
+    types = f" ({', '.join(plain(name, 40) for name in run.types[:4])})" if run.types else ""
+    return f"{run.requested_bits:g} bits requested{held}{types}"
+
+
+def beside_others(found: Named) -> bool:
+    """Whether a figure may stand in one table with those of other devices: no emulated speed or memory."""
+    return found.kind == "measured" or found.group in ("coherence", "instructions")
 
 
 def key_figures(found: Sequence[Named], peak: float | None) -> list[Named]:

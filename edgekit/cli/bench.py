@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from edgekit.cli.bench_outputs import Outputs, judged_outputs, refuse_clashes
+from edgekit.cli.bench_board import BoardOptions, board_options
+from edgekit.cli.bench_counted import NAME as COUNTED
+from edgekit.cli.bench_counted import counted, refuse_uncounted
+from edgekit.cli.bench_outputs import Outputs, judged_outputs
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
+    from edgekit.bench.kept import Keeper
     from edgekit.bench.result import BenchResult, DeviceKind, Failure, Format
     from edgekit.bundle.bundle import Bundle
+    from edgekit.devices.boards.meter import Meter
     from edgekit.progress import Progress
     from edgekit.targets import Target
 
@@ -36,8 +43,8 @@ def protocol_options(command: F) -> F:
     """What to measure."""
     options = (
         click.option(
-            "--protocol", type=click.Choice(["smoke", "standard", "long"]), default="standard", show_default=True,
-            help="How much is measured, and how often; see docs/bench.md.",
+            "--protocol", type=click.Choice(["smoke", "standard", "long", COUNTED]), default="standard",
+            show_default=True, help="How much is measured, and how often; see docs/bench.md.",
         ),
         click.option(
             "--format", "formats", type=click.Choice(["gguf", "onnx"]), multiple=True,
@@ -48,6 +55,10 @@ def protocol_options(command: F) -> F:
             help="Of the engines; default: the target's, or what a sweep finds faster.",
         ),
         click.option("--target", help="Board: a name or a .toml file. Default: the one the bundle was built for."),
+        click.option(
+            "--against", type=click.Path(path_type=Path), metavar="BUNDLE",
+            help="Another bundle, measured in turns with this one: how many times as fast, with an interval.",
+        ),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -76,67 +87,87 @@ def output_options(command: F) -> F:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @device_options
 @protocol_options
+@board_options
 @output_options
 @judged_outputs
 def command(
     bundle: Path, devices: tuple[str, ...], emulated: bool, protocol: str, formats: tuple[Literal["gguf", "onnx"], ...],
-    threads: int, target: str | None, journal: Path | None, out: Path | None, force: bool, outputs: Outputs,
+    threads: int, target: str | None, against: Path | None, board: BoardOptions, journal: Path | None,
+    out: Path | None, force: bool, outputs: Outputs,
 ) -> None:  # fmt: skip
     """Measure BUNDLE on a device: speed, latency, memory, energy, and whether it still speaks sense there.
 
     A device that is not this machine gets the bundle, installs its engines in a folder of its own, and measures.
     """
-    from edgekit.bench.words import lines
-    from edgekit.cli.bench_devices import HERE, far_away, place_of, refuse_contradictions, shipped_target
-    from edgekit.files import refuse_existing
+    from edgekit.bench.kept import Keeper
+    from edgekit.cli.bench_devices import HERE, far_away, far_settings, only, place_of, refuse_contradictions
     from edgekit.progress import Bars
 
     refuse_contradictions(devices, target, journal)
+    board.refuse(devices, emulated)
+    if protocol == COUNTED:
+        refuse_uncounted(devices, formats, threads, against)
+    meter = board.opened()
     places = {} if out is None else {device: place_of(out, device, len(devices) > 1) for device in devices}
-    for place in places.values():
-        refuse_existing(place, force)
-    refuse_clashes(list(places.values()))
-    outputs.before(force)
+    ready = outputs.before(force, list(places.values()))
     progress, kind = Bars(), _kind(emulated)
+    kept = Keeper(progress)
     opened = _open(bundle, progress)
+    other = None if against is None else _other(against, opened, formats, progress)
     if HERE in devices:
         settings = _settings(opened, target, progress)
-        result = _here(opened, settings, protocol, formats, threads, journal, kind, force, progress)
-        results, errors = {HERE: result}, {}
+        prepared = functools.partial(_prepared, settings, board, meter, kind, progress, other, target)
+        found = only(
+            HERE, lambda: _here(opened, settings, protocol, formats, threads, journal, force, progress, kept, prepared)
+        )  # fmt: skip
+    elif protocol == COUNTED:
+        settings = far_settings(opened, target)
+        found = counted(devices, opened, settings, progress, kept)
     else:
-        settings = shipped_target(target or opened.manifest.target.id)
-        arguments = _for_devices(protocol, formats, threads, target, force)
-        found = far_away(devices, opened, settings, arguments, progress)
-        results, errors = found.results, found.errors
-    for device, result in results.items():
-        if device in places:
-            _write(result, places[device], force)
-        for line in lines(result):
-            click.echo(line)
-    for device, error in errors.items():
-        click.echo(f"{device}: {error.sentence()}", err=True)
-    outputs.finish(list(results.values()), opened, settings, force)
-    for error in errors.values():
-        raise error
-    for result in results.values():
+        settings = far_settings(opened, target)
+        beside = None if other is None else (other, far_settings(other, target))
+        arguments = (*_for_devices(protocol, formats, threads, target, force), *board.arguments)
+        found = far_away(devices, opened, settings, arguments, progress, kept, meter, beside)
+    ready.finish(found, opened, settings, places, kept)
+    for result in found.results.values():
         refuse_failures(result, formats)
 
 
 def _here(
     opened: Bundle, settings: Target, protocol: str, formats: Sequence[Format], threads: int, journal: Path | None,
-    kind: DeviceKind, fresh: bool, progress: Progress,
+    fresh: bool, progress: Progress, kept: Keeper, prepared: Callable[[], AbstractContextManager[dict[str, Any]]],
 ) -> BenchResult:  # fmt: skip
     from edgekit.bench.here import bench_here
     from edgekit.bench.plan import protocol as named
-    from edgekit.bench.ready import ready
-    from edgekit.bench.sensors import board_sensors
 
-    real = kind == "measured"
-    with board_sensors(settings, energy=real) as sensors, ready(settings, sensors.board, progress) as preflight:
+    with prepared() as board:
         return bench_here(
-            opened, settings, named(protocol), formats=formats, journal=journal, progress=progress, sensors=sensors,
-            kind=kind, threads=threads, fresh=fresh, preflight=preflight,
+            opened, settings, named(protocol), formats=formats, journal=journal, progress=progress, threads=threads,
+            fresh=fresh, keep=kept.keep, **board,
         )  # fmt: skip
+
+
+@contextmanager
+def _prepared(
+    settings: Target, board: BoardOptions, meter: Meter | None, kind: DeviceKind, progress: Progress,
+    other: Bundle | None = None, target: str | None = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Make this machine ready and then sample it; yields what :func:`bench_here` has to know of it."""
+    import dataclasses
+
+    from edgekit.bench.ready import ready
+    from edgekit.bench.sensors import board_here, board_sensors
+
+    here, real = board_here(settings), kind == "measured"
+    against = None if other is None else _settings(other, target, progress)
+    with (
+        ready(settings, here, progress, wanted=board.wanted, emulated=not real, against=against) as prepared,
+        board_sensors(settings, here, energy=real, meter=meter) as sensors,
+    ):
+        yield {
+            "sensors": dataclasses.replace(sensors, facts=prepared.onto(sensors.facts)), "kind": kind,
+            "preflight": prepared.preflight, "conditions": board.words, "against": other,
+        }  # fmt: skip
 
 
 def _for_devices(
@@ -161,27 +192,27 @@ def _open(path: Path, progress: Progress) -> Bundle:
         return open_bundle(path, progress=advance)
 
 
+def _other(path: Path, bundle: Bundle, formats: Sequence[Format], progress: Progress) -> Bundle:
+    """The bundle of --against, when it can be measured in turns with the other one."""
+    from edgekit.bench.ab import shared
+
+    shared(bundle, other := _open(path, progress), formats)
+    return other
+
+
 def _settings(bundle: Bundle, wanted: str | None, progress: Progress) -> Target:
     """The target that was asked for, or the bundle's own; on another kind of machine its settings say nothing."""
     from edgekit.bundle.paths import plain
-    from edgekit.cli.bench_devices import shipped_target
+    from edgekit.bundle.target import bundle_target
     from edgekit.targets import load
 
     if wanted is not None:
         return load(wanted)
-    target = shipped_target(bundle.manifest.target.id)
+    target = bundle_target(bundle)
     if target.soc.arch in ("any", platform.machine()):
         return target
     progress.note(f"{plain(target.title)} is {target.soc.arch}, this machine {platform.machine()}: settings of `host`")
     return load("host")
-
-
-def _write(result: BenchResult, out: Path, force: bool) -> None:
-    from edgekit.bench.result import to_json
-    from edgekit.files import whole_file
-
-    with whole_file(out, force=force) as fresh:
-        fresh.write_bytes(to_json(result))
 
 
 def refuse_failures(result: BenchResult, asked: Sequence[Format]) -> None:
@@ -190,6 +221,8 @@ def refuse_failures(result: BenchResult, asked: Sequence[Format]) -> None:
         needed = run.format in asked or len(result.failures) == len(result.runs)
         if run.failure and (needed or run.failure.kind != "error"):
             raise _as_error(run.failure)
+        if run.turns and run.turns.failure:
+            raise _as_error(run.turns.failure)
 
 
 def _as_error(failure: Failure) -> EdgekitError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from edgekit.errors import DeviceError, EdgekitError, OptionError
 
 if TYPE_CHECKING:
+    from edgekit.bench.kept import Keeper
     from edgekit.bench.result import BenchResult
     from edgekit.bundle.bundle import Bundle
+    from edgekit.devices.boards.meter import Meter
     from edgekit.progress import Progress
     from edgekit.targets import Target
 
@@ -77,25 +79,40 @@ def shipped_target(name: str) -> Target:
     return load(name)
 
 
-def far_away(
-    devices: Sequence[str], bundle: Bundle, target: Target, arguments: Sequence[str], progress: Progress
-) -> Measured:
-    """Measure on all devices at the same time; one that fails does not stop the others.
+def far_settings(bundle: Bundle, wanted: str | None) -> Target:
+    """The target that was asked for, or the bundle's own.
 
     Raises:
-        EdgekitError: the only device's error.
+        OptionError: see :func:`shipped_target` and :func:`edgekit.bundle.target.bundle_target`.
     """
-    from edgekit.bench.remote import bench_all
+    from edgekit.bundle.target import bundle_target
 
-    outcomes = bench_all(devices, bundle, target, arguments, progress)
+    return shipped_target(wanted) if wanted else bundle_target(bundle)
+
+
+def only(device: str, measure: Callable[[], BenchResult]) -> Measured:
+    """What became of one device."""
+    try:
+        return Measured({device: measure()})
+    except EdgekitError as error:
+        return Measured(errors={device: error})
+
+
+def far_away(
+    devices: Sequence[str], bundle: Bundle, target: Target, arguments: Sequence[str], progress: Progress, kept: Keeper,
+    meter: Meter | None = None, against: tuple[Bundle, Target] | None = None,
+) -> Measured:  # fmt: skip
+    """Measure on all devices at the same time; one that fails does not stop the others, and each result is kept."""
+    from edgekit.bench.remote import Against, bench_all
+
+    other = None if against is None else Against(*against)
+    outcomes = bench_all(devices, bundle, target, arguments, progress, kept.keep, meter, other)
     found = Measured()
     for outcome in outcomes:
         if outcome.value is not None:
             found.results[outcome.name] = outcome.value
         else:
             found.errors[outcome.name] = outcome.error or DeviceError(f"{outcome.name} gave no result")
-    if not found.results:
-        raise next(iter(found.errors.values()))
     return found
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.errors import InputNotFoundError
+from edgekit.errors import EdgekitError, InputNotFoundError, InvalidMeasurementError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from edgekit.bench.judge import Overrides
+    from edgekit.bench.kept import Keeper
     from edgekit.bench.result import BenchResult
+    from edgekit.bench.verdicts import Absent
     from edgekit.bench_report.words import Entry
     from edgekit.bundle.bundle import Bundle
+    from edgekit.cli.bench_devices import Measured
     from edgekit.targets import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,68 +72,51 @@ class Outputs:
     baseline: Path | None = None
     limits: dict[str, float | None] = field(default_factory=dict)
 
-    def before(self, force: bool) -> None:
-        """Refuse, before anything is measured, what would be refused afterwards."""
-        from edgekit.files import refuse_existing
+    def before(self, force: bool, results: Sequence[Path] = ()) -> Ready:
+        """Find out, before anything is measured, what could not be written or compared afterwards.
 
-        for path in (self.junit, self.html, self.judgement):
-            if path is not None:
-                refuse_existing(path, force)
-        refuse_clashes([path for path in (self.junit, self.html, self.judgement, self.summary) if path is not None])
-        self._baseline()
-
-    def finish(self, results: Sequence[BenchResult], bundle: Bundle, target: Target, force: bool) -> None:
-        """Judge, show and write; everything is written before the gate closes.
+        Args:
+            force: replace what is there.
+            results: files that the results themselves go to.
 
         Raises:
-            GateError, InvalidMeasurementError: with --gate, for the first result that is not a PASS.
-            OptionError: the baseline cannot be compared.
+            OutputExistsError, OutputError: an output is there already, or cannot be written.
+            OptionError: two outputs are one file.
+            InputNotFoundError, FileFormatError: the baseline cannot be read.
         """
-        from edgekit.bench.baseline import refuse
-        from edgekit.bench.judge import error, facts, judge
-        from edgekit.bench_report.terminal import show
-        from edgekit.bench_report.words import Entry
-        from edgekit.errors import OptionError
+        from edgekit.files import refuse_existing
 
-        if not results:  # no device could be measured: there is nothing to judge, and nothing passes
-            return
-        baseline, known, unfit, entries = self._baseline(), facts(bundle.manifest), list[OptionError](), list[Entry]()
-        for result in results:
-            against = baseline
-            try:
-                if baseline is not None:
-                    refuse(result, baseline)
-            except OptionError as fault:  # what was measured is written all the same
-                unfit.append(fault)
-                against = None
-            entries.append(Entry(result, judge(result, target, self._overrides(), known, against)))
-        for entry in entries:
-            show(entry)
-        self.write(entries, force)
-        gated = [error(entry.judgement) for entry in entries] if self.gate else []
-        for stop in (*unfit, *filter(None, gated)):
-            raise stop
+        whole = [path for path in (*results, self.junit, self.html, self.judgement) if path is not None]
+        for path in whole:
+            refuse_existing(path, force)
+        refuse_clashes([*whole, *([self.summary] if self.summary else [])])
+        for path in whole:
+            refuse_unwritable(path)
+        if self.summary is not None:
+            refuse_unwritable(self.summary, appended=True)
+        return Ready(self, force, self._baseline())
 
-    def write(self, entries: Sequence[Entry], force: bool) -> None:
-        """Write the files that were asked for."""
+    def write(self, entries: Sequence[Entry], force: bool, absent: Sequence[Absent] = ()) -> list[EdgekitError]:
+        """Write the files that were asked for, all that can be; returns what went wrong."""
         from edgekit.bench.judge import to_json
         from edgekit.bench_report.junit import junit
         from edgekit.bench_report.summary import markdown
-        from edgekit.files import output_errors
 
+        failed: list[EdgekitError | None] = []
+        if self.judgement is not None:
+            failed.append(written(self.judgement, to_json([entry.judgement for entry in entries], absent), force))
         if self.junit is not None:
-            _write(self.junit, junit(entries), force)
+            failed.append(written(self.junit, junit(entries, absent), force))
+        if self.summary is not None:
+            failed.append(_appended(self.summary, markdown(entries, absent)))
         if self.html is not None:
             from edgekit.bench_report.html import render
 
-            _write(self.html, render(entries).encode(), force)
-        if self.judgement is not None:
-            _write(self.judgement, to_json([entry.judgement for entry in entries]), force)
-        if self.summary is not None:
-            with output_errors(self.summary), self.summary.open("a", encoding="utf8") as page:
-                page.write(markdown(entries))
+            failed.append(written(self.html, render(entries, absent).encode(), force))
+        return [error for error in failed if error is not None]
 
-    def _overrides(self) -> Overrides:
+    def overrides(self) -> Overrides:
+        """Limits of the command line."""
         from edgekit.bench.judge import Overrides
 
         return Overrides(**self.limits)  # type: ignore[arg-type]
@@ -140,22 +127,155 @@ class Outputs:
         return None if self.baseline is None else from_json(read(self.baseline), str(self.baseline))
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Outputs that were found writable, and the baseline as it was before anything was replaced."""
+
+    outputs: Outputs
+    force: bool
+    baseline: BenchResult | None
+
+    def finish(self, found: Measured, bundle: Bundle, target: Target, places: Mapping[str, Path], kept: Keeper) -> None:
+        """Judge and show, then write everything, then say with one error what stops a pipeline.
+
+        Args:
+            found: results and errors, by device.
+            bundle: that was measured.
+            target: whose limits hold.
+            places: device → file of its result.
+            kept: what is forgotten when everything is written.
+
+        Raises:
+            EdgekitError: the first of: a device without a result; an output that could not be written; a baseline that
+                cannot be compared; with --gate, FAIL or NOT JUDGED; with --gate, INVALID.
+        """
+        entries, unfit = self._judged(found.results.values(), bundle, target)
+        try:
+            _show(found, entries)
+        finally:  # a terminal that is gone is no reason to lose a result
+            unwritten = self._written(found, places, entries, bundle.manifest.name, kept)
+        stops = [*found.errors.values(), *unwritten, *unfit, *self._closed(entries)]
+        if stops:
+            raise stops[0]
+
+    def _judged(
+        self, results: Iterable[BenchResult], bundle: Bundle, target: Target
+    ) -> tuple[list[Entry], list[OptionError]]:
+        """What was measured is judged without a baseline that cannot be compared."""
+        from edgekit.bench.baseline import refuse
+        from edgekit.bench.judge import facts, judge
+        from edgekit.bench_report.words import Entry
+
+        known, limits = facts(bundle.manifest), self.outputs.overrides()
+        entries, unfit = list[Entry](), list[OptionError]()
+        for result in results:
+            against = self.baseline
+            try:
+                if against is not None:
+                    refuse(result, against)
+            except OptionError as fault:
+                unfit.append(fault)
+                against = None
+            entries.append(Entry(result, judge(result, target, limits, known, against)))
+        return entries, unfit
+
+    def _written(
+        self, found: Measured, places: Mapping[str, Path], entries: Sequence[Entry], bundle: str, kept: Keeper
+    ) -> list[EdgekitError]:
+        """The results first: everything else can be made from them."""
+        from edgekit.bench.result import to_json
+
+        wanted = [(places[device], result) for device, result in found.results.items() if device in places]
+        failed = [error for path, one in wanted if (error := written(path, to_json(one), self.force))]
+        safe = bool(wanted) and not failed
+        failed += self.outputs.write(entries, self.force, [_absent(bundle, *one) for one in found.errors.items()])
+        if safe or not failed:
+            kept.forget()
+            return failed
+        there = ", ".join(str(path) for path in kept.paths)
+        remedy = f"what was measured is kept in {there}, which `edgekit report` takes" if there else ""
+        return [OutputError(one.found, remedy=remedy or one.remedy) for one in failed]
+
+    def _closed(self, entries: Sequence[Entry]) -> list[EdgekitError]:
+        """With --gate, what a verdict but PASS raises: a broken limit is never hidden by a disturbance elsewhere."""
+        from edgekit.bench.judge import error
+
+        found = [one for entry in entries if (one := error(entry.judgement))] if self.outputs.gate else []
+        return sorted(found, key=lambda one: isinstance(one, InvalidMeasurementError))
+
+
+def _show(found: Measured, entries: Sequence[Entry]) -> None:
+    from edgekit.bench.words import lines
+    from edgekit.bench_report.terminal import show
+
+    for result in found.results.values():
+        for line in lines(result):
+            click.echo(line)
+    for entry in entries:
+        show(entry)
+    if len(found.results) + len(found.errors) > 1:
+        for device, error in found.errors.items():
+            click.echo(f"{device}: {error.sentence()}", err=True)
+
+
+def _absent(bundle: str, device: str, error: EdgekitError) -> Absent:
+    from edgekit.bench.verdicts import Absent
+
+    return Absent(
+        device=device, bundle=bundle, error=type(error).__name__, sentence=error.sentence(), exit_code=error.exit_code
+    )
+
+
 def refuse_clashes(paths: Sequence[Path]) -> None:
-    """Find out before a measurement what would lose its figures afterwards.
+    """Two outputs in one file would leave only one of them.
 
     Raises:
         OptionError: two outputs are one file.
-        OutputError: a folder cannot be written.
     """
-    from edgekit.errors import OptionError, OutputError
-
-    places = [path.absolute() for path in paths]
+    places = [Path(os.path.realpath(path.absolute().parent), path.name) for path in paths]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise OptionError(f"two outputs go to {twice}", remedy="give each a name of its own")
-    for place in places:
-        there = next(folder for folder in place.parents if folder.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise OutputError(f"{there} cannot be written", remedy="choose another folder")
+
+
+def refuse_unwritable(path: Path, *, appended: bool = False) -> None:
+    """Write something of that name's length beside it, as the measurement's end will, and remove it.
+
+    Raises:
+        OutputError: that cannot be done.
+    """
+    try:
+        if appended and path.exists():
+            path.open("ab").close()
+            return
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=there, prefix=f".{path.name}.tmp-"):
+            return
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})", remedy="choose another folder") from error
+
+
+def written(path: Path, data: bytes, force: bool) -> EdgekitError | None:
+    """Write a whole file; what went wrong instead of raising it, so that the next one is written all the same."""
+    from edgekit.files import whole_file
+
+    try:
+        with whole_file(path, force=force) as fresh:
+            fresh.write_bytes(data)
+    except EdgekitError as error:
+        return error
+    except OSError as error:
+        return OutputError(f"{path} cannot be written ({error.strerror})")
+    return None
+
+
+def _appended(path: Path, text: str) -> EdgekitError | None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf8") as page:
+            page.write(text)
+    except OSError as error:
+        return OutputError(f"{path} cannot be written ({error.strerror})")
+    return None
 
 
 def judged_outputs(command: F) -> F:
@@ -201,10 +321,3 @@ def read(path: Path) -> bytes:
         raise InputNotFoundError(
             f"'{path}' cannot be read ({error.strerror})", expected="a file that edgekit bench --json wrote"
         ) from error
-
-
-def _write(path: Path, data: bytes, force: bool) -> None:
-    from edgekit.files import whole_file
-
-    with whole_file(path, force=force) as fresh:
-        fresh.write_bytes(data)

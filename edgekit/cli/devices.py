@@ -91,9 +91,12 @@ def remove(name: str) -> None:
 @command.command()
 @click.argument("device")
 @click.option("--target", "target_name", help="Whose deploy.remote_dir to look in, where it is another one.")
-@click.option("--force", is_flag=True, help="Also end a measurement that runs there.")
+@click.option("--force", is_flag=True, help="Also end what is measured there, and forget settings that stay changed.")
 def clean(device: str, target_name: str | None, force: bool) -> None:
-    """Remove from DEVICE everything that edgekit put there: bundles, environments, journals, its lock."""
+    """Remove from DEVICE everything that edgekit put there: bundles, environments, journals, its lock.
+
+    A governor or power mode that a measurement left changed when it crashed is set back first.
+    """
     from edgekit import targets
     from edgekit.bench.probe import probe as ask
     from edgekit.devices import home

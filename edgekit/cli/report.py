@@ -14,6 +14,7 @@ from edgekit.errors import OptionError
 if TYPE_CHECKING:
     from edgekit.bench.judge import Judgement
     from edgekit.bench.result import BenchResult
+    from edgekit.bench.verdicts import Absent
     from edgekit.bench_report.words import Entry
     from edgekit.targets import Target
 
@@ -31,15 +32,17 @@ def command(
 ) -> None:
     """Write one page of FILES: results of `edgekit bench --json`, and the files of --judgement that belong to them.
 
-    A result without its judgement is judged by its target's limits; those of coherence need the bundle, and so the
-    judgement.
+    A result without its judgement is judged by its target's limits. Devices that gave no result stand in the judgement.
     """
     outputs = Outputs(html=out, junit=junit, summary=summary)
     outputs.before(force)
-    outputs.write(_entries(files, targets), force)
+    entries, absent = _read(files, targets)
+    for error in outputs.write(entries, force, absent):
+        raise error
 
 
-def _entries(files: Sequence[Path], targets: Sequence[str]) -> list[Entry]:
+def _read(files: Sequence[Path], targets: Sequence[str]) -> tuple[list[Entry], list[Absent]]:
+    """Results with their judgements, and the devices that gave no result."""
     from edgekit.bench import judge, result
     from edgekit.bench.baseline import digest
     from edgekit.bench_report.words import Entry
@@ -47,16 +50,20 @@ def _entries(files: Sequence[Path], targets: Sequence[str]) -> list[Entry]:
 
     results: list[BenchResult] = []
     known: dict[str, Judgement] = {}
+    absent: dict[Absent, None] = {}
     for path in files:
         data = read(path)
         if judge.looks_like(data):
-            known |= {one.result_sha256: one for one in judge.from_json(data, str(path))}
+            said = judge.from_json(data, str(path))
+            known |= {one.result_sha256: one for one in said.judgements}
+            absent |= dict.fromkeys(said.absent)
         else:
             results.append(result.from_json(data, str(path)))
-    if not results:
+    if not results and not absent:
         raise OptionError("none of the files is a result", expected="what edgekit bench --json wrote")
     own = {target.name: target for target in map(load, targets)}
-    return [Entry(one, known.get(digest(one)) or judge.judge(one, _target(one, own))) for one in results]
+    entries = [Entry(one, known.get(digest(one)) or judge.judge(one, _target(one, own))) for one in results]
+    return entries, list(absent)
 
 
 def _target(result: BenchResult, own: Mapping[str, Target]) -> Target:

@@ -6,6 +6,7 @@ import posixpath
 from dataclasses import dataclass
 
 from edgekit.bundle.paths import plain
+from edgekit.devices import rooted
 from edgekit.devices.base import Device
 from edgekit.devices.shell import IDENTITY, SHORT, said, script
 from edgekit.errors import DeviceError
@@ -13,7 +14,7 @@ from edgekit.errors import DeviceError
 FOLDER = "bench"
 """Below the target's `deploy.remote_dir`, which a person may use for more."""
 _MARK = "edgekit put everything in this folder here; `edgekit devices clean` removes it."
-_FOREIGN, _BUSY = 7, 8
+_FOREIGN, _BUSY, _CHANGED = 7, 8, 9
 
 _PREPARE = """\
 base=$1 mark=$2
@@ -28,7 +29,8 @@ mkdir -p -- "$base/bundles" "$base/installed" "$base/runs" "$base/cache" "$base/
 """
 _CLEAN = f"""\
 {IDENTITY}
-base=$1 mark=$2 force=$3
+{rooted.SET_BACK}
+base=$1 mark=$2 force=$3 root=$4
 [ -e "$base" ] || [ -L "$base" ] || {{ echo nothing; exit 0; }}
 [ ! -L "$base" ] && [ "$(cat -- "$base/.edgekit" 2>/dev/null)" = "$mark" ] || exit 7
 set -f
@@ -41,6 +43,7 @@ if [ "$1" = "$boot" ] && [ -n "$3" ] && [ "$(began "$2")" = "$3" ]; then
     sleep 1
     kill -s KILL -- "-$2" 2>/dev/null
 fi
+set_back "$base/restore" >/dev/null || [ "$force" = yes ] || exit 9
 cd /
 du -sk -- "$base" | sed 's/[^0-9].*$//'
 chmod -R u+w -- "$base" 2>/dev/null
@@ -67,9 +70,18 @@ class Home:
         """There while somebody measures."""
         return f"{self.base}/lock"
 
+    @property
+    def restore(self) -> str:
+        """There while settings that need root are changed: how they were, see :mod:`edgekit.devices.rooted`."""
+        return f"{self.base}/restore"
+
     def bundle(self, name: str) -> str:
         """Where a bundle goes; a newer one of the same name takes its place."""
         return f"{self.base}/bundles/{name}"
+
+    def against(self, name: str) -> str:
+        """Where the other bundle goes, when two are measured in turns: they may have one name."""
+        return f"{self.base}/against/{name}"
 
     def run(self, key: str) -> str:
         """The folder of one measurement."""
@@ -112,21 +124,24 @@ def prepare(device: Device, home: Home) -> None:
 
 
 def clean(device: Device, home: Home, *, force: bool = False) -> int:
-    """Remove everything of ours; returns how many KiB it took.
+    """Set back what a measurement has changed, and remove everything of ours; returns how many KiB it took.
 
     Args:
         device: the device.
         home: our folder on it.
-        force: also end a measurement that runs there.
+        force: also end a measurement that runs there, and forget settings that cannot be set back.
 
     Raises:
-        DeviceError: a measurement runs there, or the folder is not ours.
+        DeviceError: a measurement runs there, the folder is not ours, or settings cannot be set back.
     """
-    done = device.run(script(_CLEAN, home.base, _MARK, "yes" if force else "no"), timeout=10 * SHORT)
+    command = script(_CLEAN, home.base, _MARK, "yes" if force else "no", rooted.ROOT)
+    done = device.run(command, timeout=10 * SHORT)
     if done.code == _FOREIGN:
         raise _foreign(device, home)
     if done.code == _BUSY:
         raise DeviceError(f"a measurement runs on {device.title}", remedy="wait for it, or end it with --force")
+    if done.code == _CHANGED:
+        raise rooted.not_back(device, done)
     answer = done.out.decode("ascii", "replace").strip()
     if done.code or not (answer.isdigit() or answer == "nothing"):
         raise DeviceError(f"'{plain(home.base)}' on {device.title} cannot be removed ({said(done)})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import selectors
 import subprocess
@@ -18,6 +19,9 @@ _PIECE = 1 << 16
 _TICK = 0.1
 _ERRORS = 1 << 16
 """Bytes of standard error that are kept: the first and the last half of them."""
+HELD: BinaryIO = io.BytesIO()
+"""As the source of :func:`converse`: standard input stays open and empty for as long as this process, and what it
+talks to, live. A program on a leash (:func:`edgekit.devices.shell.leashed`) ends when it closes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def converse(
 
     Args:
         command: program and arguments.
-        source: its standard input; None: empty.
+        source: its standard input; None: empty; HELD: open and silent until it ends.
         timeout: seconds since the last byte of `source` went out.
         limit: bytes of standard output, beyond which it is ended.
         cancel: asked about ten times a second.
@@ -110,11 +114,12 @@ class _Exchange:
         sent: Callable[[int], None] | None,
     ) -> None:  # fmt: skip
         self._process, self._source, self._limit, self._cancel, self._sent = process, source, limit, cancel, sent
+        written = None if source is HELD else process.stdin
         self._out, self._err, self._waiting = bytearray(), _Ends(), b""
         self._moved = time.monotonic()
         self._selector = selectors.DefaultSelector()
         for pipe, event, serve in (
-            (process.stdin, selectors.EVENT_WRITE, self._write), (process.stdout, selectors.EVENT_READ, self._read),
+            (written, selectors.EVENT_WRITE, self._write), (process.stdout, selectors.EVENT_READ, self._read),
             (process.stderr, selectors.EVENT_READ, self._complain),
         ):  # fmt: skip
             if pipe is not None:

@@ -61,6 +61,32 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
 done
 kill -s KILL -- "-$1" 2>/dev/null || kill -KILL "$1" 2>/dev/null || true
 """
+_LEASHED = """\
+exec 3<&0 </dev/null
+if command -v setsid >/dev/null 2>&1; then
+    setsid "$@" 3<&- &
+else
+    "$@" 3<&- &
+fi
+child=$!
+finish() { # the command and all it started
+    kill -s TERM -- "-$child" 2>/dev/null || kill -s TERM "$child" 2>/dev/null
+}
+(
+    while read -r _ <&3; do :; done
+    finish
+    sleep 2
+    kill -s KILL -- "-$child" 2>/dev/null || kill -s KILL "$child" 2>/dev/null
+) >/dev/null 2>&1 </dev/null &
+leash=$!
+trap finish HUP INT TERM
+exec 3<&-
+wait "$child"
+code=$?
+kill "$leash" 2>/dev/null
+exit "$code"
+"""
+"""Runs a command that ends when standard input does: that is the connection, which closes with who holds it."""
 
 
 class Transport(Protocol):
@@ -79,6 +105,14 @@ class Transport(Protocol):
 def script(text: str, *arguments: str) -> list[str]:
     """The command that runs a constant shell script with arguments."""
     return ["sh", "-c", text, "edgekit", *arguments]
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command that runs `command` and ends it, with all it started, when standard input closes.
+
+    Give it :data:`edgekit.devices.process.HELD` as input: then it dies with the connection.
+    """
+    return script(_LEASHED, *command)
 
 
 @dataclass(frozen=True)

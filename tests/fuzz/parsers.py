@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import board_sensors
+import bundles
 import device_answers
+import measurements
 import mutations
 import samples
 import tiny
@@ -20,9 +22,6 @@ import tiny_tokenizers
 from mutations import Mutate
 
 from edgekit import targets
-from edgekit.bundle import manifest
-from edgekit.bundle.bundle import open_bundle
-from edgekit.bundle.golden import check_golden, read_golden
 from edgekit.bundle.template import render
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import open_checkpoint
@@ -226,35 +225,6 @@ def _gguf_vocab(folder: Path) -> tuple[tuple[bytes, ...], Target]:
 # --- bundles ---------------------------------------------------------------------------------------------------------
 
 
-def _manifest(folder: Path) -> tuple[tuple[bytes, ...], Target]:
-    seed = (samples.bundle(folder / "seed") / "manifest.json").read_bytes()
-
-    def target(data: bytes) -> None:
-        manifest.to_json(manifest.from_json(data))
-
-    return (seed,), target
-
-
-def _bundle(folder: Path) -> tuple[tuple[bytes, ...], Target]:
-    root = samples.bundle(folder / "tiny.rpi5")
-
-    def target(data: bytes) -> None:
-        (root / "manifest.json").write_bytes(data)
-        opened = open_bundle(root)
-        assert all(path.resolve().is_relative_to(root.resolve()) for path in opened.artefacts.values())
-
-    return ((root / "manifest.json").read_bytes(),), target
-
-
-def _golden(folder: Path) -> tuple[tuple[bytes, ...], Target]:
-    def target(data: bytes) -> None:
-        (folder / "golden.json").write_bytes(data)
-        golden = read_golden(folder)
-        check_golden(golden, "x", lambda text: list(text.encode()[:40]), lambda chat: [len(chat)])
-
-    return (samples.golden(folder),), target
-
-
 def _genai(folder: Path) -> tuple[tuple[bytes, ...], Target]:
     import onnx
 
@@ -329,13 +299,13 @@ PARSERS = {
             "toml-lines", "lines of keys: `toml_lines.key_lines`, compared with tomllib",
             lambda _: (samples.targets(), _toml_lines), _TOML,
         ),
-        Parser("manifest", "manifest.json: `manifest.from_json`", _manifest, _JSON),
-        Parser("bundle", "a bundle's folder: `open_bundle`", _bundle, _JSON),
+        Parser("manifest", "manifest.json: `manifest.from_json`", bundles.manifest, _JSON),
+        Parser("bundle", "a bundle's folder: `open_bundle`", bundles.bundle, _JSON),
         Parser(
             "reference", "reference.npz: `container.load`",
             _simple(samples.references, "x.npz", container.load), mutations.any_zip,
         ),
-        Parser("golden", "golden.json: `read_golden`, `check_golden`", _golden, _JSON),
+        Parser("golden", "golden.json: `read_golden`, `check_golden`", bundles.golden, _JSON),
         Parser("report", "report.json: `report.model.from_json`", _report, _JSON),
         Parser("genai", "genai_config.json: `OrtEngine`", _genai, _JSON),
         Parser("template", "a chat template: `template.render`", _template, _TEMPLATE),
@@ -397,6 +367,11 @@ PARSERS = {
         Parser(
             "inventory", "inventory.toml: `inventory.parse`",
             device_answers.inventories, mutations.worded(device_answers.NAMES),
+        ),
+        Parser("journal", "a measurement's journal: `open_journal`", measurements.journals, measurements.any_journal),
+        Parser("bench", "bench.json: `bench.result.from_json`, `words.lines`", measurements.results, _JSON),
+        Parser(
+            "bundle-target", "a bundle's target.toml: `bundle_target`", bundles.bundle_target, _TOML,
         ),
     )
 }  # fmt: skip

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from emulated import board as emulated_board
 
+from edgekit.bench.result import from_json
 from edgekit.bundle.bundle import open_bundle
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.coherence.distribution import kl_full
@@ -143,6 +144,22 @@ def test_on_the_a76_the_bundle_answers(on_a76: Installed, engine: str) -> None:
     assert len(done.stdout.split()) > 2
     if on_a76.bundle.name.endswith("rpi5"):  # four bits; at three it may well say something else
         assert "Paris" in done.stdout
+
+
+def test_without_a_connection_bench_sh_writes_what_the_host_reads(on_a76: Installed, tmp_path: Path) -> None:
+    words = ["--protocol", "smoke", "--format", "gguf", "--emulated", "--json", "out/bench.json"]
+    command = ["sh", "-c", 'mkdir -p out && sh "$0" "$@"', f"{on_a76.place}/bench.sh", *words]
+    done = on_a76.board.run(command, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    found = on_a76.board.run(["cat", "out/bench.json"], check=True).stdout.encode()
+    result = from_json(found)
+    assert (result.measured_on, result.bundle.name) == ("emulated", on_a76.bundle.name)
+    assert result.runs[0].coherence is not None
+    (tmp_path / "bench.json").write_bytes(found)
+    page = tmp_path / "page.html"
+    shown = [sys.executable, "-m", "edgekit", "report", str(tmp_path / "bench.json"), "-o", str(page)]
+    assert subprocess.run(shown, check=False, timeout=300).returncode == 0
+    assert "<html" in page.read_text(encoding="utf8")
 
 
 def test_the_runtime_is_small_and_says_what_it_is(on_a76: Installed) -> None:

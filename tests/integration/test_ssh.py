@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from edgekit.bench.probe import probe
 from edgekit.bench.remote import Patience, bench_on
 from edgekit.devices import home
 from edgekit.devices.base import Address, UnreachableError
-from edgekit.devices.process import Cancel
+from edgekit.devices.process import HELD, Cancel
+from edgekit.devices.shell import leashed
 from edgekit.devices.ssh import ssh
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, InterruptError
 from edgekit.progress import Quiet
 
 HASTE = Patience(lost_s=60, first_s=0.1, longest_s=0.3)
@@ -211,6 +212,30 @@ def test_a_started_program_survives_a_cut_and_can_be_stopped(server: sshd.Server
     assert device.read(f"{server.home}/log") == b"begun\n"
     device.stop(handle)
     assert not device.alive(handle)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["cut", "ctrl-c"])
+def test_what_is_on_a_leash_ends_with_the_connection(server: sshd.Server, how: str) -> None:
+    cancel, done = Cancel(), server.home / "mark"
+    device = server.device(cancel=cancel)
+
+    def end() -> None:
+        until(done.exists)
+        server.cut() if how == "cut" else cancel.set()
+
+    threading.Thread(target=end).start()
+    words = leashed(["sh", "-c", f"echo $$ >{done}.new; mv {done}.new {done}; sleep 300"])
+    with pytest.raises(UnreachableError if how == "cut" else InterruptError):
+        device.feed(words, HELD, timeout=120, sent=lambda _: None)
+    pid = int(done.read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
 
 
 # --- a whole measurement ---------------------------------------------------------------------------------------------

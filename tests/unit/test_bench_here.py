@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from bench_toys import Clock, InProcess, Table, table_bundle
+from bench_toys import InProcess, Room, Table, reference, table_bundle
 
-from edgekit.bench import ab, child, plan, result, site, sweep, words
-from edgekit.bench.child import Generate, Open, Read
+from edgekit.bench import child, plan, result, site, sweep, words
+from edgekit.bench.child import Generate, Read
 from edgekit.bench.engine_run import prompt_text
 from edgekit.bench.here import bench_here
-from edgekit.bench.measure import Bench
 from edgekit.bench.result import BenchResult, SweepPoint, Window
 from edgekit.bench.sensors import Sensors, thinned
 from edgekit.bench.worker import EngineDied
 from edgekit.bundle.bundle import Bundle
 from edgekit.devices.boards.base import Sample
-from edgekit.errors import BundleError, FileFormatError, MissingDependencyError, OutOfMemoryError
+from edgekit.engines.base import greedy
+from edgekit.errors import BundleError, FileFormatError, MissingDependencyError, OutOfMemoryError, OutputError
 from edgekit.progress import Quiet
 from edgekit.targets import load
 
@@ -29,28 +29,6 @@ SMOKE = plan.protocol("smoke")
 WIDE = msgspec.structs.replace(
     SMOKE, repeats_min=3, repeats_max=7, relative_width=1e-9, loads=2, load_modes=True, sweep=True, warmups=1
 )
-
-
-class Room:
-    """Workers over table engines that share a fake clock."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock, self.workers = Clock(), list[InProcess]()
-        self.opened: list[dict[str, Any]] = []
-        self.fail: Callable[[dict[str, Any]], None] = lambda _: None
-        self.speed: Callable[[dict[str, Any]], float] = lambda _: 1.0
-        monkeypatch.setattr(child, "open_engine", self.open)
-        monkeypatch.setattr(child, "_pin", lambda _: None)
-
-    def open(self, form: str, path: Path, **options: Any) -> Table:
-        self.opened.append(options)
-        self.fail(options)
-        slow = self.speed(options)
-        return Table(min(512, options["context"]), 0.3, lambda seconds: self.clock.tick(seconds * slow))
-
-    def start(self) -> InProcess:
-        self.workers.append(InProcess(self.clock))
-        return self.workers[-1]
 
 
 @pytest.fixture
@@ -149,6 +127,19 @@ def test_a_finished_run_leaves_no_journal_in_the_cache(bundle: Bundle, room: Roo
     assert list((own_cache / "bench").iterdir()) == []
 
 
+def test_a_result_is_kept_before_its_journal_goes(bundle: Bundle, room: Room, own_cache: Path) -> None:
+    there: list[int] = []
+
+    def keep(found: BenchResult) -> None:
+        there.append(len(list((own_cache / "bench").glob("*.jsonl"))))
+        raise OutputError(f"no room for {found.bundle.name}")
+
+    with pytest.raises(OutputError):
+        bench_here(bundle, HOST, SMOKE, progress=Quiet(), start=room.start, keep=keep)
+    assert there == [1]
+    assert len(list((own_cache / "bench").glob("*.jsonl"))) == 1
+
+
 def test_figures_of_a_known_engine(bundle: Bundle, room: Room, tmp_path: Path) -> None:
     """The table takes 10 ms for a token of a prompt and 100 ms for one that follows."""
     found = bench(bundle, room, tmp_path / "j", WIDE, threads=1)
@@ -174,7 +165,37 @@ def test_figures_of_a_known_engine(bundle: Bundle, room: Room, tmp_path: Path) -
     assert run.settings.by == "option"
     assert run.sweep == ()
     assert run.bytes == 4
+    assert (run.requested_bits, run.effective_bits) == (4, 5)
     assert result.from_json(result.to_json(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("CPU", "llama.cpp"), ("GPU (CUDA)", "llama.cpp GPU (CUDA)"), ("", "llama.cpp")],
+)
+def test_a_run_on_a_gpu_has_a_name_of_its_own(
+    where: str, name: str, bundle: Bundle, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "processor_of", lambda *_: where)
+    run = bench(bundle, room, tmp_path / "j").runs[0]
+    assert (run.engine, run.loading[0].processor) == (name, where)
+
+
+def test_a_run_with_other_conditions_is_another_one(bundle: Bundle, room: Room, tmp_path: Path) -> None:
+    bench(bundle, room, tmp_path / "j")
+    room.workers.clear()
+    bench(bundle, room, tmp_path / "j", conditions="governor performance")
+    assert room.workers
+
+
+def test_the_sealed_ids_of_the_host_count_and_not_the_reports_text(tmp_path: Path, room: Room) -> None:
+    sealed = reference(Table())
+    ids = [list(greedy(Table(noise=0.3), prompt, 12, sealed.stop)) for prompt in sealed.prompts.lists()]
+    ids[1][4] += 1
+    found = bench(table_bundle(tmp_path / "toy", said_ids=ids), room, tmp_path / "j").runs[0].coherence
+    assert found is not None
+    assert found.against_host is not None
+    assert found.against_host.first_divergent_token == (None, 4)
 
 
 def test_a_bundle_without_a_report_compares_with_no_host(tmp_path: Path, room: Room) -> None:
@@ -289,39 +310,21 @@ def test_the_first_guess_is_the_targets_within_what_is_there() -> None:
     assert sweep.first_guess(HOST, "gguf", 6) == sweep.Choice(6, 6)
 
 
-# --- in turns --------------------------------------------------------------------------------------------------------
-
-
-def test_two_models_in_turns(room: Room, bundle: Bundle) -> None:
-    """Both sides slow down together; the ratio does not notice."""
-    room.speed = lambda options: 2.0 if options["mmap"] else 1.0
-    heat = iter(range(10_000))
-    plain = room.clock.tick
-    room.clock.tick = lambda seconds: plain(seconds * (1 + next(heat) // 40))  # type: ignore[method-assign]
-    request = Open(
-        format="gguf", path="x", tokenizer=str(bundle.tokenizer), threads=1, prefill_threads=1, context=200, mmap=False
-    )
-    bench_ = Bench(msgspec.structs.replace(SMOKE, repeats_min=6, repeats_max=6), "measured", Sensors())
-    slower = msgspec.structs.replace(request, mmap=True)
-    found = ab.interleaved(bench_, room.start, request, slower, "x" * 50, 32)
-    assert found.decode.ratio.quantity.value == pytest.approx(2, rel=0.2)
-    assert found.prefill.ratio.quantity.value == pytest.approx(2, rel=0.2)
-    assert found.decode.ours.variation is not None
-    assert found.decode.ours.variation > 0.1, "the heat must show in the speeds"
-    asked = [isinstance(request, Read) for worker in room.workers for request in worker.asked]
-    assert asked.count(True) == 2 * 6
-    assert all(worker.closed for worker in room.workers)
-
-
 # --- sensors ---------------------------------------------------------------------------------------------------------
 
 
 class Recorded:
     def __init__(self, samples: Sequence[Sample], watts: float | None = 3.0) -> None:
-        self.samples, self.watts = samples, watts
+        self.samples, self.power = samples, watts
 
     def energy_j(self, begin: float, end: float) -> float | None:
-        return None if self.watts is None else self.watts * (end - begin)
+        return None if self.power is None else self.power * (end - begin)
+
+    def reaches(self, _t: float) -> bool:
+        return True
+
+    def watts(self, sample: Sample) -> float | None:
+        return sample.power_w
 
 
 def sample(t: float, **more: Any) -> Sample:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
 import pytest
 from bench_results import KNOWN, coherence, repeated, result, run
+from html_pages import CONTROL, Page, labels_are_there_once, needs_nothing_else, section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_junit import EVIL, strange
@@ -25,29 +25,8 @@ from edgekit.targets import load
 RPI5 = load("rpi5")
 
 
-class Page(HTMLParser):
-    """Tags in order, and all attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-
 def entry(found: BenchResult, **limits: Any) -> Entry:
     return Entry(found, judge(found, RPI5, Overrides(**limits), KNOWN))
-
-
-def section(page: str, name: str) -> str:
-    found = re.search(rf'<section[^>]*aria-labelledby="{name}".*?</section>', page, re.DOTALL)
-    assert found is not None
-    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +43,11 @@ def test_a_whole_page(page: str) -> None:
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
-    assert page.startswith("<!DOCTYPE html>")
-    assert "default-src 'none'" in page
-    assert not re.search(r"\bsrc=|url\(|@import|<link|<script|<iframe|<img", page)
-    assert all(str(value).startswith("#") for key, value in Page(page).attributes if key == "href")
-    assert not [key for key, _ in Page(page).attributes if key.startswith("on")]
+    needs_nothing_else(page)
 
 
 def test_ids_are_there_once_and_labels_point_to_them() -> None:
-    attributes = Page(render([entry(result(run(), run("onnx"))), entry(result(kind="emulated"))])).attributes
-    ids = [value for key, value in attributes if key == "id"]
-    assert len(ids) == len(set(ids))
-    assert {str(value).lstrip("#") for key, value in attributes if key in ("href", "aria-labelledby")} <= set(ids)
+    labels_are_there_once(render([entry(result(run(), run("onnx"))), entry(result(kind="emulated"))]))
 
 
 def test_equal_results_give_equal_pages(page: str) -> None:
@@ -111,6 +83,13 @@ def test_an_engine_that_failed_has_its_sentence() -> None:
     assert "No sensor could be read" in page
 
 
+def test_no_emulated_speed_or_memory_stands_beside_measured_ones() -> None:
+    fleet = section(render([entry(result(speed)) for speed in (run(speed=30), run(speed=40))]), "fleet")
+    assert ("30.02 tokens/s" in fleet, "744.0 MiB" in fleet) == (True, True)
+    alone = [entry(result(run(kind="emulated"), kind="emulated"))] * 2
+    assert not re.search(r"tokens/s|MiB|\bms\b", section(render(alone), "fleet"))
+
+
 def test_many_results_have_one_table() -> None:
     page = render([entry(result()), entry(result(run(seen=coherence(kl_mean=9.0)))), entry(result(kind="emulated"))])
     fleet = section(page, "fleet")
@@ -122,7 +101,7 @@ def test_a_script_in_names_is_shown_not_run() -> None:
     page = render([entry(strange(EVIL))])
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe]", page)
+    assert not CONTROL.search(page)
 
 
 @settings(max_examples=15, deadline=None)

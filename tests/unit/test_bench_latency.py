@@ -9,7 +9,7 @@ import pytest
 from bench_toys import LETTERS, Clock, Table, reference, said, write_tokenizer
 
 from edgekit.bench import latency
-from edgekit.bench.coherence import Asked, against_host, judged, shortened
+from edgekit.bench.coherence import Asked, against_host, against_host_ids, judged, shortened
 from edgekit.bench.engine_run import prompt_text
 from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.coherence.metrics import evaluate
@@ -167,6 +167,24 @@ def test_the_first_token_that_leaves_the_hosts_text(made: str, host: str, place:
     assert found.compared_tokens == (4,)
 
 
+@pytest.mark.parametrize(
+    ("made", "host", "place"),
+    [
+        ([1, 2, 3], [1, 2, 3], None),
+        ([1, 2], [1, 2, 3], None),  # the protocol stops earlier than the build did
+        ([1, 2, 3], [1, 2], 2),
+        ([1, 9, 3], [1, 2, 3], 1),
+        ([1], [], 0),
+        ([], [1], None),
+    ],
+)
+def test_the_first_token_that_is_another_than_the_hosts(made: list[int], host: list[int], place: int | None) -> None:
+    found = against_host_ids([made, [5]], [host])
+    assert found is not None
+    assert found.first_divergent_token == (place,)
+    assert (found.prompts, found.compared_tokens, found.identical_share) == (1, (len(made),), place is None)
+
+
 def test_half_a_character_is_not_another_one() -> None:
     """The first of a character's two tokens decodes to a replacement character."""
 
@@ -181,3 +199,4 @@ def test_half_a_character_is_not_another_one() -> None:
 def test_without_a_record_of_the_host_nothing_is_claimed() -> None:
     assert against_host([[1, 2]], [], decode) is None
     assert against_host([], ["x"], decode) is None
+    assert against_host_ids([[1]], []) is None

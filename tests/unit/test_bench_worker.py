@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -155,6 +157,31 @@ def test_cpus_that_are_not_there(tmp_path: Path) -> None:
     reply = served(opening(tmp_path / "b", affinity=[1023]))[0]
     assert reply["error"] == "OptionError"
     assert "1023" in str(reply["found"])
+
+
+@pytest.mark.parametrize(
+    ("said", "gpu", "title"),
+    [
+        (b"CPU : NEON = 1 | DOTPROD = 1 | ", False, "CPU"),
+        (b"CUDA : ARCHS = 870 | CPU : NEON = 1 | ", True, "GPU (CUDA)"),
+        (b"CUDA : ARCHS = 870 | CPU : NEON = 1 | \xff", False, "CPU (of a CUDA build)"),
+        (b"CPU : NEON = 1 | ", True, "CPU"),
+    ],
+)
+def test_where_llama_cpp_computes(said: bytes, gpu: bool, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(llama_print_system_info=lambda: said)
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    monkeypatch.setattr(child, "needs_gpu", lambda _: gpu)
+    engine: Any = SimpleNamespace(name="llama.cpp")
+    assert child.processor_of(engine, Path("x.gguf")) == title
+
+
+def test_where_onnxruntime_computes(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    toy_bundle(tmp_path / "b")
+    opened: Any = served(opening(tmp_path / "b"))[0]["value"]
+    build = " (of a CUDA build)" if "CUDAExecutionProvider" in ort.get_available_providers() else ""
+    assert opened["processor"] == f"CPU{build}"
 
 
 def test_too_little_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""install.sh and chat.sh: what a person runs on a board, here with small wheels and this machine's Python."""
+"""install.sh, chat.sh and bench.sh: what a person runs on a board, here with small wheels and this machine's Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 EDGEKIT = {
     "edgekit/__init__.py": "", "edgekit/cli/__init__.py": "", "edgekit/cli/main.py": "",
     "edgekit/bundle/__init__.py": "", "edgekit/bundle/tokenizer.py": "",
-    "edgekit/__main__.py": "import sys\nprint(sys.argv[1:])\n",
+    "edgekit/__main__.py": "import sys\nprint(sys.argv[1:])\n"
+    "if sys.argv[1] == 'bench' and '--json' in sys.argv:\n"
+    "    open(sys.argv[sys.argv.index('--json') + 1], 'x').write('{}')\n"
+    "if 'bad' in sys.argv:\n    sys.exit(31)\n",
 }  # fmt: skip
 
 
@@ -259,6 +262,39 @@ def test_install_then_chat(bundle: Path, run: Run) -> None:
     assert os.access(place / "bin" / "llama-bench", os.X_OK)
 
 
+def test_bench_before_install(bundle: Path, run: Run) -> None:
+    said = run(bundle / "bench.sh")
+    assert said.code == 24
+    assert f"sh '{bundle}/install.sh'" in said.err
+
+
+def test_install_then_bench(bundle: Path, run: Run, tmp_path: Path) -> None:
+    assert run(bundle / "install.sh").code == 0
+    before, script = listing(bundle), bundle / "bench.sh"
+    here = tmp_path / "it's here"
+    here.mkdir()
+    options = ["--protocol", "smoke", "$(id) *"]
+    said = run(script, *options, cwd=here)
+    assert said.out == f"{['bench', str(bundle), '--device', 'local', '--json', f'{here}/bench.json', *options]}\n"
+    assert said.err == f"edgekit: the figures are in {here}/bench.json\n"
+    assert (here / "bench.json").exists()
+    for own in (["--json", "x.json"], ["--json=y.json"], ["--help"]):
+        assert run(script, *own, cwd=tmp_path).out == f"{['bench', str(bundle), '--device', 'local', *own]}\n"
+    assert not (tmp_path / "bench.json").exists()
+    inside = run(script, cwd=bundle)
+    assert inside.out.endswith(f"{['--json', f'{place_of(run, bundle)}/bench.json']}\n"[1:])
+    assert listing(bundle) == before, "nothing is written into a bundle"
+
+
+def test_bench_ends_as_the_measurement_does(bundle: Path, run: Run, tmp_path: Path) -> None:
+    """What was measured before it failed is there; an older file is not called its figures."""
+    assert run(bundle / "install.sh").code == 0
+    said = run(bundle / "bench.sh", "bad", cwd=tmp_path)
+    assert (said.code, "the figures are in" in said.err) == (31, True)
+    said = run(bundle / "bench.sh", cwd=tmp_path)
+    assert (said.code, "the figures are in" in said.err) == (1, False)
+
+
 def test_the_users_pip_settings_do_not_count(bundle: Path, run: Run, tmp_path: Path) -> None:
     settings = tmp_path / "home dir" / ".config" / "pip" / "pip.conf"
     settings.parent.mkdir(parents=True)
@@ -304,7 +340,7 @@ def test_a_home_given_relative_to_the_current_folder(bundle: Path, run: Run, tmp
     assert Path(place).parent == tmp_path / "my home"
 
 
-@pytest.mark.parametrize("name", ["install.sh", "chat.sh"])
+@pytest.mark.parametrize("name", ["install.sh", "chat.sh", "bench.sh"])
 def test_shellcheck_has_nothing_to_say(bundle: Path, name: str) -> None:
     checker = Path(sys.executable).parent / "shellcheck"
     if not checker.is_file():
@@ -314,4 +350,4 @@ def test_shellcheck_has_nothing_to_say(bundle: Path, name: str) -> None:
 
 
 def test_scripts_are_marked_executable(bundle: Path) -> None:
-    assert all(os.access(bundle / name, os.X_OK) for name in ("install.sh", "chat.sh"))
+    assert all(os.access(bundle / name, os.X_OK) for name in ("install.sh", "chat.sh", "bench.sh"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgekit.bench.bandwidth import largest_cache, read_bandwidth
+from edgekit.bench.bandwidth import brief, largest_cache, read_bandwidth
 
 MIB = 1 << 20
 
@@ -69,3 +69,25 @@ def test_the_largest_cache(said: dict[int, str], cache: int) -> None:
     base = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
     files = {base.format(index): text for index, text in said.items()}
     assert largest_cache(files.get) == cache
+
+
+def test_a_short_test_ends_in_time_and_leaves_out_what_it_has_no_pass_of() -> None:
+    ticks = Passes(iter(range(1000)))  # one second a look
+    result = read_bandwidth([1, 2], runs=3, buffer_bytes=MIB, seconds=4, clock=ticks)
+    assert [point.threads for point in result.points] == [1]
+    assert 1 <= result.points[0].runs < 3
+
+
+def test_memory_that_is_too_slow_for_a_short_test_has_a_reason() -> None:
+    result = read_bandwidth([1], runs=3, buffer_bytes=MIB, seconds=0)
+    assert result.points == ()
+    assert "too slow" in result.reason
+
+
+def test_a_short_test_of_too_little_memory() -> None:
+    assert "are free" in brief([1], free_bytes=MIB).reason
+
+
+def test_a_short_test_of_this_machine() -> None:
+    result = brief([1])
+    assert bool(result.points) != bool(result.reason)

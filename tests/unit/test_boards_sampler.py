@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,13 +86,56 @@ def test_energy_never_fails_and_lies_between_the_extremes(
 # --- sampler ---------------------------------------------------------------------------------------------------------
 
 
+class Time:
+    """A clock that a test moves. Whoever waits for a time by it has done all that is due then before it moves on."""
+
+    def __init__(self) -> None:
+        self.now, self.waiting = 1000.0, dict[int, float]()
+        self.changed = threading.Condition()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        own = threading.get_ident()
+        with self.changed:
+            self.waiting[own] = due = self.now + seconds
+            self.changed.notify_all()
+            while self.now < due and not event.is_set():
+                self.changed.wait(0.01)
+            self.waiting.pop(own, None)
+
+    def pass_by(self, seconds: float, threads: int = 1) -> None:
+        """Let time go by, with so many threads that wait for it."""
+        with self.changed:
+            end = self.now + seconds
+            while self.now < end:
+                assert self.changed.wait_for(lambda: len(self.waiting) >= threads, 60)
+                self.now = min(end, *self.waiting.values())
+                for own in [own for own, due in self.waiting.items() if due <= self.now]:
+                    del self.waiting[own]
+                self.changed.notify_all()
+            assert self.changed.wait_for(lambda: len(self.waiting) >= threads, 60)
+
+    def jump(self, seconds: float) -> None:
+        """Let time go by while nobody waits for it."""
+        with self.changed:
+            self.now += seconds
+            self.changed.notify_all()
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
 class Steady:
     """A board at 4 W that counts what it is asked."""
 
     name = "steady"
 
-    def __init__(self, watts: float | None = 4.0) -> None:
-        self.watts, self.full, self.asked = watts, 0, 0
+    def __init__(self, clock: Time, watts: float | None = 4.0) -> None:
+        self.clock, self.watts, self.full, self.asked = clock, watts, 0, 0
 
     def facts(self) -> BoardFacts:
         return BoardFacts(adapter="steady")
@@ -100,7 +144,7 @@ class Steady:
         self.asked += 1
         self.full += full
         missing = () if self.watts is not None else ("no sensor",)
-        return Sample(t=time.monotonic(), full=full, power_w=self.watts, missing=missing)
+        return Sample(t=self.clock(), full=full, power_w=self.watts, missing=missing)
 
     def disturbance(self, _samples: Sequence[Sample]) -> tuple[str, ...]:
         return ()
@@ -119,142 +163,151 @@ class Failing(Steady):
 class Hanging(Steady):
     """A sensor that does not return after some readings until it is let go."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Time) -> None:
+        super().__init__(clock)
         self.hangs, self.go = threading.Event(), threading.Event()
 
     def sample(self, *, full: bool = True) -> Sample:
         if self.asked >= 3:
             self.hangs.set()
-            self.go.wait()
+            assert self.go.wait(60)
         return super().sample(full=full)
 
 
-def wait_for(sampler: Sampler, count: int) -> None:
-    deadline = time.monotonic() + 20
-    while len(sampler.samples) < count and time.monotonic() < deadline:
-        time.sleep(0.01)
+def sampled(board: Steady | None, hz: float, clock: Time, **more: Any) -> Sampler:
+    return Sampler(board, hz, clock=clock, wait=clock.wait, **more)
 
 
-def test_a_steady_board() -> None:
-    board = Steady()
-    with Sampler(board, 100.0, scope="board") as sampler:
-        assert sampler.samples  # one before the block
-        begin = time.monotonic()
-        wait_for(sampler, 20)
-        end = time.monotonic()
+def test_a_steady_board(clock: Time) -> None:
+    board = Steady(clock)
+    with sampled(board, 100.0, clock, scope="board") as sampler:
+        assert len(sampler.samples) == 1, "one before the block"
+        clock.pass_by(0.1)
+        begin = clock()
+        clock.pass_by(2.0)
+        end = clock()
     found = sampler.energy(begin, end)
-    assert found.joules == pytest.approx(4.0 * (end - begin))
+    assert found.joules == pytest.approx(8.0)
     assert sampler.energy_j(begin, end) == found.joules
     assert (found.scope, sampler.scope) == ("board", "board")
     assert sampler.samples[0].full
-    assert sampler.samples[-1].full  # and one after it
-    assert board.full < board.asked
+    assert sampler.samples[-1].full, "and one after it"
+    assert board.full == 4, "once a second, and the last one"
     status = sampler.status
-    assert (status.failed, status.silent_s) == (0, 0.0)
-    assert status.taken == len(sampler.samples) == board.asked
-    assert 0 < status.busy_s < status.seconds
+    assert (status.failed, status.missed, status.silent_s) == (0, 0, 0.0)
+    assert status.taken == len(sampler.samples) == board.asked == 1 + 210 + 1
+    assert status.seconds == pytest.approx(2.1)
 
 
-def test_a_board_without_a_sensor_has_no_energy_and_says_why() -> None:
-    with Sampler(Steady(watts=None), 50.0) as sampler:
-        wait_for(sampler, 5)
+def test_a_board_without_a_sensor_has_no_energy_and_says_why(clock: Time) -> None:
+    with sampled(Steady(clock, watts=None), 50.0, clock) as sampler:
+        clock.pass_by(0.1)
     found = sampler.energy(sampler.samples[0].t, sampler.samples[-1].t)
     assert found.joules is None
     assert found.reason == "no power was measured"
-    assert sampler.status.reasons == {"no sensor": sampler.status.taken}
-    assert sampler.status.words == (f"no sensor ({sampler.status.taken} times)",)
+    assert sampler.status.reasons == {"no sensor": 7}
+    assert sampler.status.words == ("no sensor (7 times)",)
 
 
-def test_a_sensor_that_fails_is_counted_and_stops_nothing() -> None:
-    board = Failing()
-    with Sampler(board, 100.0) as sampler:
-        wait_for(sampler, 3)
-        deadline = time.monotonic() + 20
-        while board.asked < 8 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert board.asked >= 8
+def test_a_sensor_that_fails_is_counted_and_stops_nothing(clock: Time) -> None:
+    board = Failing(clock)
+    with sampled(board, 100.0, clock) as sampler:
+        clock.pass_by(0.07)
+    assert board.asked == 9
     assert len(sampler.samples) == 3
-    assert sampler.status.failed == board.asked - 3
+    assert sampler.status.failed == 6
     assert any("failed" in words and words.isprintable() for words in sampler.status.words)
 
 
-def test_a_sensor_that_hangs_stops_nothing_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.devices.boards.sampler._PATIENCE", 0.2)
-    board = Hanging()
-    with Sampler(board, 100.0) as sampler:
-        assert board.hangs.wait(20)
-        begin = time.monotonic()
-        time.sleep(1.2)
-        end = time.monotonic()
-        assert sampler.energy(begin, end).joules is None
+def test_a_sensor_that_hangs_stops_nothing_and_is_told(clock: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.devices.boards.sampler._PATIENCE", 0.01)
+    board = Hanging(clock)
+    with sampled(board, 100.0, clock) as sampler:
+        until_it_hangs(board, 0.01)
+        begin = clock()
+        clock.jump(1.2)
+        assert sampler.energy(begin, clock()).joules is None
     try:
-        assert sampler.status.silent_s > 1
+        assert sampler.status.silent_s == pytest.approx(1.2)
         assert any("have not answered" in words for words in sampler.status.words)
     finally:
         board.go.set()
 
 
-def test_a_sensor_that_hangs_for_a_while_leaves_a_gap_and_missed_readings() -> None:
-    board = Hanging()
-    with Sampler(board, 50.0) as sampler:
-        assert board.hangs.wait(20)
-        begin = time.monotonic() - 0.05
-        time.sleep(1.0)
+def until_it_hangs(board: Hanging, period: float) -> None:
+    """At its fourth reading: the first is taken at once."""
+    board.clock.pass_by(2.2 * period)
+    board.clock.jump(period)
+    assert board.hangs.wait(60)
+
+
+def test_a_sensor_that_hangs_for_a_while_leaves_a_gap_and_missed_readings(clock: Time) -> None:
+    board = Hanging(clock)
+    with sampled(board, 50.0, clock) as sampler:
+        until_it_hangs(board, 0.02)
+        begin = clock() - 0.03
+        clock.jump(1.0)
         board.go.set()
-        wait_for(sampler, 20)
-        end = time.monotonic()
-    assert sampler.status.missed >= 20
+        clock.pass_by(0.4)
+        end = clock()
+    assert sampler.status.missed == 50
     assert "were missed" in sampler.status.words[0]
     assert sampler.energy(begin, end).joules is None
 
 
-def test_a_block_that_fails_ends_the_sampling() -> None:
-    with pytest.raises(KeyError), Sampler(Steady(), 50.0) as sampler:
+def test_a_block_that_fails_ends_the_sampling(clock: Time) -> None:
+    with pytest.raises(KeyError), sampled(Steady(clock), 50.0, clock) as sampler:
         raise KeyError
-    count = len(sampler.samples)
-    time.sleep(0.1)
-    assert len(sampler.samples) == count
+    assert len(sampler.samples) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name == "edgekit-sensors"]
 
 
-def test_a_jump_of_the_calendar_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Sampler(Steady(), 50.0) as sampler:
+def test_a_jump_of_the_calendar_clock_changes_nothing(clock: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sampled(Steady(clock), 50.0, clock) as sampler:
         monkeypatch.setattr(time, "time", lambda: 0.0)
-        begin = time.monotonic()
-        wait_for(sampler, 10)
-        end = time.monotonic()
-    assert sampler.energy_j(begin, end) == pytest.approx(4.0 * (end - begin))
+        begin = clock()
+        clock.pass_by(0.5)
+    assert sampler.energy_j(begin, begin + 0.5) == pytest.approx(2.0)
 
 
-def test_a_meter_is_another_scope_and_never_mixed() -> None:
+def test_a_meter_is_another_scope_and_never_mixed(clock: Time) -> None:
     class Wall:
         name = "wall"
 
         def poll(self) -> MeterReading:
-            return MeterReading(((time.monotonic(), 9.0),), ())
+            return MeterReading(((clock(), 9.0),), ())
 
-    with Sampler(Steady(), 50.0, scope="board", meter=Wall(), meter_hz=50.0) as sampler:
-        wait_for(sampler, 3)
-        begin = time.monotonic()
-        wait_for(sampler, 25)
-        end = time.monotonic()
+    with sampled(Steady(clock), 50.0, clock, scope="board", meter=Wall(), meter_hz=50.0) as sampler:
+        begin = clock()
+        clock.pass_by(1.0, threads=2)
+        end = clock()
     assert (sampler.energy(begin, end).scope, sampler.board_energy(begin, end).scope) == ("wall", "board")
-    assert sampler.energy_j(begin, end) == pytest.approx(9.0 * (end - begin))
-    assert sampler.board_energy(begin, end).joules == pytest.approx(4.0 * (end - begin))
+    assert sampler.energy_j(begin, end) == pytest.approx(9.0)
+    assert sampler.board_energy(begin, end).joules == pytest.approx(4.0)
 
 
-def test_a_meter_alone() -> None:
+def test_a_meter_alone(clock: Time) -> None:
     class Silent:
         name = "silent"
 
         def poll(self) -> MeterReading:
             return MeterReading((), ("the meter is silent",))
 
-    with Sampler(None, meter=Silent(), meter_hz=50.0) as sampler:
-        time.sleep(0.1)
+    with sampled(None, 10.0, clock, meter=Silent(), meter_hz=50.0) as sampler:
+        clock.pass_by(0.1)
     assert sampler.samples == ()
     assert sampler.energy_j(0.0, 1.0) is None
-    assert "the meter is silent" in sampler.status.reasons
+    assert sampler.status.reasons == {"the meter is silent": 7}
+
+
+def test_by_the_clock_of_this_machine() -> None:
+    """The same in earnest, without a figure that another program's load could change."""
+    clock = Time()
+    with Sampler(Steady(clock), 100.0) as sampler:
+        deadline = time.monotonic() + 60
+        while len(sampler.samples) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(sampler.samples) >= 5
 
 
 # --- meters ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from test_junit import EVIL, strange
 from edgekit.bench.judge import from_json as judgements
 from edgekit.bench.judge import judge
 from edgekit.bench.judge import to_json as judgement_json
-from edgekit.bench.result import BenchResult, from_json, to_json
+from edgekit.bench.result import BenchResult, TracePoint, from_json, to_json
 from edgekit.bench_report.compare import MIXED, NONE_IN_COMMON, Comparison, compare, html
 from edgekit.targets import load
 
@@ -44,7 +44,7 @@ def test_a_change_beyond_both_intervals_has_a_direction() -> None:
 
 
 def test_a_change_within_the_intervals_has_none() -> None:
-    found = compare(result(run(spread=0.2)), result(run(speed=33, spread=0.2)))
+    found = compare(result(run(spread=0.03)), result(run(speed=33.9, spread=0.03)))
     assert row(found, "Decode").verdict == "unclear"
 
 
@@ -80,9 +80,32 @@ def test_formats() -> None:
     assert NONE_IN_COMMON in compare(gguf, three).notes
 
 
-def test_a_disturbed_side_is_named() -> None:
-    found = compare(result(), result(run(disturbances=("hot",))))
-    assert any(note.startswith("B was disturbed") for note in found.notes)
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (result(run(speed=20, disturbances=("hot",))), "GGUF: hot (loading"),
+        (result(run(speed=20), preflight={"load": "disturb: 1.2 cores"}), "load: 1.2 cores"),
+        (result(run(speed=20), environment=(TracePoint(t=0, temp_c=84.0),)), "hot start: 84.0 °C"),
+        (result(run(speed=20, spread=0.3)), "GGUF: the 8 repetitions vary"),
+    ],
+)
+def test_a_disturbed_side_is_named_and_its_speeds_are_neither_better_nor_worse(other: BenchResult, words: str) -> None:
+    found = compare(result(), other)
+    assert any(note.startswith(f"B was disturbed, so its speeds say little: {words}") for note in found.notes)
+    assert row(found, "Decode").verdict == "disturbed"
+    assert row(found, "Mean KL").verdict == "same"
+
+
+def test_a_stranger_s_target_is_only_a_name() -> None:
+    odd = msgspec.structs.replace(result(), target=msgspec.structs.replace(result().target, id="/etc/passwd"))
+    assert not [note for note in compare(odd, odd).notes if "disturbed" in note]
+
+
+def test_bits_that_differ_are_said() -> None:
+    four = run(requested_bits=4, effective_bits=4.97, types=("IQ4_NL", "Q8_0"))
+    eight = run(requested_bits=8, effective_bits=8.6, types=("Q8_0",))
+    (found,) = [row for row in compare(result(four), result(eight)).differences if row[0] == "GGUF bits"]
+    assert found[1] == "4 bits requested, 4.97 per weight in the files (IQ4_NL, Q8_0)"
 
 
 def test_compare_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
@@ -170,11 +193,22 @@ def test_outputs_are_refused_before_anything_is_measured(cli: Cli, tmp_path: Pat
     cli("bench", tmp_path / "no-bundle", "--baseline", tmp_path / "base.json").refused(26, "base.json")
 
 
-def test_without_a_result_nothing_is_written(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    outcome = cli("bench", bundle, "--device", "nowhere:x", "--gate", "--html", tmp_path / "o.html")
-    assert outcome.code != 0
+def test_a_device_that_fails_is_in_every_output(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    outputs = [part for name in ("junit", "html", "summary", "judgement") for part in (f"--{name}", tmp_path / name)]
+    outcome = cli(
+        "bench", bundle, "--device", "nowhere:x", "--device", "nowhere:y", "--gate", "--json", tmp_path / "o.json",
+        *outputs,
+    )  # fmt: skip
+    assert outcome.code == 37
     assert "Traceback" not in outcome.err
-    assert not (tmp_path / "o.html").exists()
+    root = ET.parse(tmp_path / "junit").getroot()
+    assert (len(root), root.attrib["errors"]) == (2, "2")
+    assert "2 devices without one" in (tmp_path / "html").read_text()
+    assert (tmp_path / "summary").read_text().count("ERROR") == 4
+    assert not list(tmp_path.glob("*.json"))
+    fleet = cli("report", tmp_path / "judgement", "-o", tmp_path / "fleet.html")
+    assert fleet.code == 0
+    assert "nowhere:y" in (tmp_path / "fleet.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +231,7 @@ def test_a_gate_opens_and_everything_is_written(cli: Cli, bundle: Path, tmp_path
     assert "PASS" in outcome.out
     assert ET.parse(tmp_path / "o.xml").getroot().attrib["failures"] == "0"
     assert "emulated" in (tmp_path / "o.html").read_text()
-    (judged,) = judgements((tmp_path / "o.judgement.json").read_bytes())
+    (judged,) = judgements((tmp_path / "o.judgement.json").read_bytes()).judgements
     assert judged.verdict == "PASS"
     assert judged.engines[0].facts is not None
     assert (tmp_path / "page.md").read_text().startswith("# Job\n## edgekit bench")

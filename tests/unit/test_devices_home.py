@@ -177,7 +177,7 @@ def test_what_answers_nonsense_is_not_locked(board: Board, ours: Home) -> None:
 def test_this_machine_is_locked_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_HOME", str(tmp_path / "ours"))
     with ready(load("host"), None, Quiet()) as found:
-        assert all(text.split(":")[0] in ("disturb", "note") for text in found.values())
+        assert all(text.split(":")[0] in ("disturb", "note") for text in found.preflight.values())
         with pytest.raises(DeviceError, match="busy"), ready(load("host"), None, Quiet()):
             pass
         monkeypatch.setenv(locks.VARIABLE, "0123456789abcdef")

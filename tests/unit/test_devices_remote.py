@@ -256,6 +256,21 @@ def test_ctrl_c_at_other_steps_leaves_the_board_clean(board: Board, bundle: Bund
     assert board.clean()
 
 
+def test_ctrl_c_in_an_installation_ends_it_and_all_it_started(board: Board, bundle: Bundle) -> None:
+    (board.home / "slow-install").touch()
+
+    def press() -> None:
+        until(lambda: sum("sleep 600" in line for line in board.running()) == 2)
+        board.cancel.set()
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(InterruptError):
+        measure(board, bundle)
+    pressing.join()
+    assert board.clean()
+
+
 def test_what_the_measurement_says_at_its_end_is_passed_on(board: Board, bundle: Bundle) -> None:
     board.behave("fail 2")
     with pytest.raises(OutputError, match="ssh://board: the disk of the board is on fire"):

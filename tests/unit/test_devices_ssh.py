@@ -7,8 +7,11 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from fake_board import read_or_refused
 from hypothesis import given, settings
@@ -16,9 +19,9 @@ from hypothesis import strategies as st
 
 from edgekit.devices.base import Address, UnreachableError
 from edgekit.devices.local import local
-from edgekit.devices.process import Cancel, converse
+from edgekit.devices.process import HELD, Cancel, converse
 from edgekit.devices.sections import SAY, sections
-from edgekit.devices.shell import handle_parts, script
+from edgekit.devices.shell import handle_parts, leashed, script
 from edgekit.devices.ssh import classify, remote_line, ssh
 from edgekit.errors import DeviceError, InterruptError
 
@@ -186,6 +189,37 @@ def test_too_late_and_ctrl_c() -> None:
         cancel.wait(10)
     with cancel.shielded():
         assert converse(["echo", "x"], source=None, timeout=60, limit=9, cancel=cancel).out == b"x\n"
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_what_is_on_a_leash_says_what_it_says(code: int) -> None:
+    command = leashed(["sh", "-c", f"cat; echo out; echo err >&2; exit {code}"])
+    done = local().feed(command, HELD, timeout=60, sent=lambda _: None)
+    assert (done.code, done.out, done.err) == (code, b"out\n", b"err\n")
+
+
+def test_what_is_on_a_leash_ends_with_it_and_so_does_all_it_started(tmp_path: Path) -> None:
+    """The owner is killed and can do nothing more: only its end of the pipe closes."""
+    command = leashed(["sh", "-c", f"sleep 600 & echo $! $$ >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pids; wait"])
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        until(lambda: (tmp_path / "pids").exists())
+        assert process.stdin is not None
+        process.stdin.close()
+        until(lambda: not any(map(lives, map(int, (tmp_path / "pids").read_text().split()))))
+    assert process.returncode == 143
+
+
+def lives(pid: int) -> bool:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_files_are_read_and_fetched_with_a_bound(tmp_path: Path) -> None:

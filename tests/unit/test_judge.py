@@ -10,10 +10,10 @@ from bench_results import FACTS, KNOWN, coherence, repeated, result, run, window
 
 from edgekit.bench import judge as judging
 from edgekit.bench.baseline import digest
-from edgekit.bench.judge import Judgement, Overrides, judge
+from edgekit.bench.judge import Judgement, Judgements, Overrides, judge
 from edgekit.bench.plausibility import family_and_size
-from edgekit.bench.result import BenchResult, Failure, TracePoint, from_json, to_json
-from edgekit.bench.verdicts import Check
+from edgekit.bench.result import BenchResult, Failure, Instructions, TracePoint, figure, from_json, to_json
+from edgekit.bench.verdicts import Absent, Check
 from edgekit.errors import FileFormatError, GateError, InvalidMeasurementError, OptionError
 from edgekit.targets import load
 
@@ -92,6 +92,40 @@ def test_a_limited_figure_that_was_not_made_fails() -> None:
 def test_the_command_line_replaces_the_target_s_limits() -> None:
     assert judged(result(), kl_mean_max=0.05).verdict == "FAIL"
     assert judged(result(run(seen=BROKEN)), kl_mean_max=3, same_top_min=0.1, ppl_ratio_max=10).verdict == "PASS"
+
+
+def test_the_result_s_own_bits_decide_where_nobody_else_says_them() -> None:
+    def found(bits: float) -> Judgement:
+        return judge(result(run(requested_bits=bits, effective_bits=4.97, types=("IQ4_NL",))), RPI5)
+
+    assert found(4).verdict == "PASS"
+    assert found(8).verdict == "FAIL"
+    assert found(4).engines[0].notes, "the number format is known as well"
+
+
+# --- instructions ----------------------------------------------------------------------------------------------------
+
+
+def counted(*values: float, **changes: Any) -> BenchResult:
+    """A run of the protocol that counts, with these counts of a decoded token in millions."""
+    counts = figure(values, "M instructions/token", "emulated")
+    made = Instructions(decode=counts, prefill=counts, cpu="cortex-a76", program="runtime/bin/llama-bench")
+    bare: dict[str, Any] = {"sweep": (), "loading": (), "prefill": (), "decode": None, "talk": None, "coherence": None}
+    return result(run(kind="emulated", instructions=made, **bare), kind="emulated", **changes)
+
+
+@pytest.mark.parametrize(("values", "verdict"), [((36.9, 36.95), "FAIL"), ((36.9,), "FAIL"), ((36.9, 36.91), "PASS")])
+def test_counts_repeat_within_a_tenth_of_a_percent(values: tuple[float, ...], verdict: str) -> None:
+    found = judged(counted(*values))
+    assert {one.verdict for one in found.engines[0].checks} == {verdict}
+    assert found.verdict == verdict
+
+
+def test_more_instructions_than_the_baseline_are_a_regression_on_any_machine() -> None:
+    assert judged(counted(37.2, 37.2), counted(36.9, 36.9)).verdict == "PASS"
+    worse = judged(counted(37.4, 37.4), counted(36.9, 36.9))
+    assert check(worse, "baseline/instructions/decode").verdict == "FAIL"
+    assert "+1.4 %" in worse.sentence
 
 
 # --- speed, energy, memory -------------------------------------------------------------------------------------------
@@ -292,7 +326,7 @@ def test_a_disturbance_on_either_side_makes_speeds_invalid(side: str) -> None:
     pair = (disturbed(speed=20), result()) if side == "now" else (result(run(speed=20)), disturbed())
     found = judged(*pair)
     assert found.verdict == "INVALID"
-    assert check(found, "baseline/decode").verdict == "INVALID"
+    assert check(found, "baseline/decode" if side == "now" else "baseline/disturbed").verdict == "INVALID"
     assert found.sentence != "INVALID: "
 
 
@@ -302,10 +336,72 @@ def test_emulated_runs_are_compared_in_what_they_say_alone() -> None:
     assert "baseline/decode" not in names
 
 
-def _other_threads(found: BenchResult) -> BenchResult:
+SPOILT: dict[str, tuple[BenchResult, str]] = {
+    "throttled": (disturbed(), HOT),
+    "a hot start": (result(environment=(TracePoint(t=0, temp_c=84.0),)), "hot start: 84.0 °C"),
+    "other load": (result(preflight={"load": "disturb: 1.2 cores are at work for others"}), "1.2 cores"),
+    "unsteady": (result(run(spread=0.3)), "the 8 repetitions vary by"),
+}
+
+
+@pytest.mark.parametrize(("baseline", "words"), SPOILT.values(), ids=SPOILT.keys())
+@pytest.mark.parametrize("speed", [10, 34.2])
+def test_a_baseline_that_was_itself_invalid_gives_no_verdict_on_speed(
+    baseline: BenchResult, words: str, speed: float
+) -> None:
+    assert judged(baseline).verdict == "INVALID"
+    found = judged(result(run(speed=speed)), baseline)
+    one = check(found, "baseline/disturbed")
+    assert one.verdict == found.verdict == "INVALID"
+    assert not [one for one in found.engines[0].checks if one.name in ("baseline/decode", "baseline/talk")]
+    assert "the baseline itself was disturbed" in one.sentence
+    assert words in one.sentence
+    stop = judging.error(found)
+    assert isinstance(stop, InvalidMeasurementError)
+    assert "new baseline" in stop.remedy
+    assert check(found, "baseline/kl_mean").verdict == "PASS", "what it says does not depend on heat"
+
+
+def test_a_baseline_that_ended_early_is_not_passed_over() -> None:
+    dead = run(failure=Failure(kind="crash", sentence="signal 11", exit_code=37))
+    found = judged(result(), result(dead))
+    assert check(found, "baseline/format").verdict == "NOT JUDGED"
+    assert "its run ended early" in check(found, "baseline/format").sentence
+
+
+def _threads(found: BenchResult, decode: int, **changes: Any) -> BenchResult:
     one = found.runs[0]
-    changed = msgspec.structs.replace(one, settings=msgspec.structs.replace(one.settings, decode_threads=4))
-    return msgspec.structs.replace(found, runs=(changed,))
+    settings = msgspec.structs.replace(one.settings, decode_threads=decode)
+    return msgspec.structs.replace(found, runs=(msgspec.structs.replace(one, settings=settings, **changes),))
+
+
+def test_other_threads_are_no_regression_and_that_is_said() -> None:
+    found = judged(result(run(speed=20, sweep=())), _threads(result(), 4))
+    names = {one.name for one in found.engines[0].checks}
+    assert not names & {"baseline/decode", "baseline/decode_energy", "baseline/talk"}
+    one = check(found, "baseline/threads/decode")
+    assert one.verdict == "NOT JUDGED"
+    assert "2 for decoding" in one.sentence
+    assert "the baseline 4 for prompts, 4 for decoding" in one.sentence
+    assert "baseline/prefill/128" in names, "prompts were read with the same threads"
+
+
+@pytest.mark.parametrize(("speed", "verdict"), [(34.2, "PASS"), (20, "FAIL")])
+def test_other_threads_are_compared_where_both_sweeps_have_them(speed: float, verdict: str) -> None:
+    """The sweep of a run may choose 2 threads today and 4 tomorrow: with 4 both were measured."""
+    slower = run().sweep if speed == 34.2 else run(speed=speed).sweep
+    found = judged(result(run(sweep=slower)), _threads(result(), 4))
+    assert check(found, "baseline/sweep/decode/4").verdict == verdict
+    assert found.verdict == verdict
+
+
+def test_points_of_a_sweep_with_other_tokens_or_cpus_are_not_compared() -> None:
+    base = _threads(result(), 4)
+    for change in ({"decode_tokens": 32}, {"affinity": (1, 2)}):
+        sweep = tuple(msgspec.structs.replace(point, **change) for point in run().sweep)
+        names = {one.name for one in judged(result(run(sweep=sweep)), base).engines[0].checks}
+        assert "baseline/sweep/decode/4" not in names
+        assert "baseline/threads/decode" in names
 
 
 def _other_board(found: BenchResult) -> BenchResult:
@@ -319,7 +415,6 @@ def _other_board(found: BenchResult) -> BenchResult:
     [
         (result(kind="emulated"), "its kind is emulated"),
         (_other_board(result()), "its board is Raspberry Pi 4\\x1b"),
-        (_other_threads(result()), "GGUF threads"),
         (result(run("onnx")), "its format is onnx"),
         (result(protocol=msgspec.structs.replace(result().protocol, repeats_min=3)), "protocol"),
         (result(target=msgspec.structs.replace(result().target, id="rpi4")), "its target is rpi4"),
@@ -337,7 +432,9 @@ def test_a_baseline_of_something_else_is_refused_in_one_sentence(baseline: Bench
 
 def test_there_and_back() -> None:
     found = judged(disturbed(), **PASSING)
-    assert judging.from_json(judging.to_json([found])) == (found,)
+    lost = Absent(device="ssh://b", bundle="toy", error="DeviceError", sentence="b is busy.", exit_code=37)
+    back = judging.from_json(judging.to_json([found], [lost]))
+    assert back == Judgements(judgements=(found,), absent=(lost,))
     assert found.result_sha256 == digest(from_json(to_json(disturbed())))
 
 

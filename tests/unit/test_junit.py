@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from edgekit.bench.judge import Overrides, judge
 from edgekit.bench.result import BenchResult, Failure
+from edgekit.bench.verdicts import Absent
 from edgekit.bench_report.junit import junit
 from edgekit.bench_report.summary import MAX_CHARACTERS, escaped, markdown
 from edgekit.bench_report.words import Entry
@@ -54,9 +56,9 @@ def strange(text: str) -> BenchResult:
     return msgspec.structs.replace(found, device=device, bundle=bundle)
 
 
-def parsed(*entries: Entry) -> ET.Element:
+def parsed(*entries: Entry, absent: Sequence[Absent] = ()) -> ET.Element:
     """The document, checked against the format."""
-    root = ET.fromstring(junit(entries))
+    root = ET.fromstring(junit(entries, absent))
     assert root.tag == "testsuites"
     for element in root.iter():
         attributes, children = ALLOWED[element.tag]

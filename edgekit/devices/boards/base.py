@@ -8,9 +8,10 @@ that is expected, and nothing of it is shown before :func:`edgekit.devices.board
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 
 Reader = Callable[[str], str | None]
 """Text of a file on the board, None when it is absent or cannot be read."""
@@ -77,6 +78,12 @@ class BoardFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Rails that are added up."""
     supply_v: float | None = None
     throttled: int | None = None
+    read_gbps: Annotated[dict[int, float], Meta(max_length=64)] | None = None
+    """Threads → 10⁹ bytes per second read in order, by a short test before the measurement."""
+    read_gbps_reason: str = ""
+    """Why `read_gbps` is None; empty also where it was never asked for."""
+    changed: Annotated[dict[str, str], Meta(max_length=16)] = {}
+    """Settings that were changed as root for the measurement and set back after it, "before → then"."""
     notes: tuple[str, ...] = ()
 
 

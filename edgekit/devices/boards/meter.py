@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import stat
 import time
 from collections.abc import Sequence
@@ -68,6 +69,27 @@ def open_meter(spec: str, run: Runner, clock: Clock = time.monotonic) -> Meter:
             raise OptionError(f"the meter's command has an open quote ({shown(rest)})") from error
         return CommandMeter(command, run, clock)
     raise OptionError(f"the meter is '{shown(spec)}'", expected="csv:FILE or cmd:PROGRAM ARGUMENT…")
+
+
+def spec_of(text: str) -> str:
+    """What :func:`open_meter` takes, from what a person types: FILE.csv or a command; the long forms stay as they are.
+
+    Raises:
+        OptionError: there is no such program here.
+    """
+    kind = text.partition(":")[0]
+    spec = text if kind in ("csv", "cmd") else f"csv:{text}" if text.endswith(".csv") else f"cmd:{text}"
+    if spec.startswith("cmd:"):
+        try:
+            words = shlex.split(spec[4:])
+        except ValueError:
+            return spec  # opening it says what is wrong
+        if words and shutil.which(words[0]) is None:
+            raise OptionError(
+                f"the meter's program '{shown(words[0])}' is not on this machine", expected="FILE.csv or a command",
+                remedy="install it, or give its path",
+            )  # fmt: skip
+    return spec
 
 
 class CommandMeter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 import time
 from collections import Counter
@@ -15,8 +16,10 @@ from edgekit.devices.boards.base import Board, Clock, Sample, Scope
 from edgekit.devices.boards.energy import Energy, Point
 from edgekit.devices.boards.meter import Meter
 
+Wait = Callable[[threading.Event, float], object]
 _PATIENCE = 5.0
 """Seconds that the first and the last reading may take before the measurement goes on without it."""
+_NEAR = 1.0
 _MOST_REASONS = 50
 _MOST_SAMPLES = 1_000_000
 
@@ -68,6 +71,7 @@ class Sampler:
         slow_hz: see above.
         meter_hz: how often the meter is asked.
         clock: seconds that never jump, the same that the measured times come from.
+        wait: for an event, at most so many seconds of that clock.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Sampler:
         slow_hz: float = 1.0,
         meter_hz: float = 4.0,
         clock: Clock = time.monotonic,
+        wait: Wait = threading.Event.wait,
     ) -> None:
         self._board, self._meter, self._scope, self._clock = board, meter, scope, clock
         self._lock = threading.Lock()
@@ -91,9 +96,10 @@ class Sampler:
         self._slow = _Every(1 / slow_hz, clock)
         self._loops: list[_Loop] = []
         if board is not None:
-            self._loops.append(_Loop(self._read_board, 1 / max(hz or slow_hz, slow_hz), clock, "edgekit-sensors"))
+            period = 1 / max(hz or slow_hz, slow_hz)
+            self._loops.append(_Loop(self._read_board, period, clock, wait, "edgekit-sensors"))
         if meter is not None:
-            self._loops.append(_Loop(self._read_meter, 1 / meter_hz, clock, "edgekit-meter"))
+            self._loops.append(_Loop(self._read_meter, 1 / meter_hz, clock, wait, "edgekit-meter"))
 
     def __enter__(self) -> Sampler:
         for loop in self._loops:
@@ -145,6 +151,21 @@ class Sampler:
     def energy_j(self, begin: float, end: float) -> float | None:
         """Joules of :meth:`energy`; None where they were not measured."""
         return self.energy(begin, end).joules
+
+    def reaches(self, t: float) -> bool:
+        """Whether the meter has a reading after `t`; True without one, whose readings come late."""
+        with self._lock:
+            return self._meter is None or (bool(self._wall) and self._wall[-1][0] > t)
+
+    def watts(self, sample: Sample) -> float | None:
+        """Power of :attr:`scope` when `sample` was taken: the meter's nearest reading, at most a second away."""
+        if self._meter is None:
+            return sample.power_w
+        with self._lock:
+            place = bisect.bisect_left(self._wall, sample.t, key=lambda point: point[0])
+            near = self._wall[max(0, place - 1) : place + 1]
+        found = min(near, key=lambda point: abs(point[0] - sample.t), default=None)
+        return None if found is None or abs(found[0] - sample.t) > _NEAR else found[1]
 
     def board_energy(self, begin: float, end: float) -> Energy:
         """Energy by the board's own sensor, meter or not."""
@@ -209,8 +230,8 @@ class _Every:
 class _Loop:
     """Calls `take` at fixed times in a thread of its own, and keeps the books."""
 
-    def __init__(self, take: Callable[[], None], period: float, clock: Clock, name: str) -> None:
-        self._take, self._period, self._clock = take, period, clock
+    def __init__(self, take: Callable[[], None], period: float, clock: Clock, wait: Wait, name: str) -> None:
+        self._take, self._period, self._clock, self._wait = take, period, clock, wait
         self._stop, self._first = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._begin = self._reading = 0.0
@@ -248,10 +269,10 @@ class _Loop:
             self._one()
             if last:
                 return
-            due = int((self._clock() - self._begin) / self._period) + 1
+            due = max(tick, int((self._clock() - self._begin) / self._period)) + 1  # never the same one again
             self.missed += due - tick - 1
             tick = due
-            self._stop.wait(max(0.0, self._begin + due * self._period - self._clock()))
+            self._wait(self._stop, max(0.0, self._begin + due * self._period - self._clock()))
 
     def _one(self) -> None:
         begin = self._reading = self._clock()

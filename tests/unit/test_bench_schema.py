@@ -1,0 +1,79 @@
+"""docs/schemas/bench.schema.json: what the code makes, and what agrees with the reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from bench_results import result, run
+
+from edgekit.bench.result import BenchResult, Failure, Instructions, figure, from_json, schema_text, to_json
+from edgekit.errors import FileFormatError
+
+COMMITTED = Path(__file__).parents[2] / "docs/schemas/bench.schema.json"
+BARE: dict[str, Any] = {"sweep": (), "loading": (), "prefill": (), "decode": None, "talk": None, "coherence": None}
+COUNTED = figure([36.9, 36.9], "M instructions/token", "emulated")
+RESULTS = {
+    "measured": result(run(requested_bits=4, effective_bits=4.97, types=("IQ4_NL",)), run("onnx")),
+    "emulated": result(kind="emulated"),
+    "failed": result(run(failure=Failure(kind="crash", sentence="signal 11", exit_code=37), **BARE)),
+    "counted": result(
+        run(
+            kind="emulated", **BARE,
+            instructions=Instructions(decode=COUNTED, prefill=COUNTED, cpu="cortex-a76", program="runtime/bin/x"),
+        ),
+        kind="emulated",
+    ),
+}  # fmt: skip
+
+
+def validator() -> Any:
+    schema = json.loads(COMMITTED.read_text(encoding="utf8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_committed_schema_is_the_generated_one() -> None:
+    assert COMMITTED.read_text(encoding="utf8") == schema_text(), "run: make schemas"
+
+
+@pytest.mark.parametrize("found", RESULTS.values(), ids=RESULTS.keys())
+def test_a_result_obeys_the_schema(found: BenchResult) -> None:
+    validator().validate(json.loads(to_json(found)))
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "another version": {"schema_version": 2},
+    "an unknown field": {"surprise": 1},
+    "no runs": {"runs": []},
+    "a word for a number": {"seconds": "long"},
+    "a kind that is none": {"measured_on": "guessed"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_schema_and_reader_refuse_the_same(change: dict[str, Any]) -> None:
+    data = {**json.loads(to_json(RESULTS["measured"])), **change}
+    assert not validator().is_valid(data)
+    with pytest.raises(FileFormatError):
+        from_json(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("bits", [0, -4, 65])
+def test_bits_that_no_file_has_are_refused(bits: float) -> None:
+    data = json.loads(to_json(RESULTS["measured"]))
+    data["runs"][0]["requested_bits"] = bits
+    assert not validator().is_valid(data)
+    with pytest.raises(FileFormatError):
+        from_json(json.dumps(data).encode())
+
+
+def test_a_result_from_before_bits_were_in_it_is_read() -> None:
+    data = json.loads(to_json(RESULTS["measured"]))
+    for one in data["runs"]:
+        for key in ("requested_bits", "effective_bits", "types", "instructions"):
+            del one[key]
+    assert from_json(json.dumps(data).encode()).runs[0].requested_bits is None
