@@ -21,6 +21,10 @@ from edgekit.quantize.importance import Importance
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
+class PeerError(Exception):
+    """A peer did not make its file."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """One recipe of another tool."""
@@ -62,12 +66,15 @@ def gguf_peers(checkpoint: Checkpoint, importance: Importance, scratch: Path) ->
         command = [sys.executable, str(converter().script), str(checkpoint.root), "--outfile", str(source)]
         _run([*command, "--outtype", "f32"])
     names = {tensor.hf: tensor.gguf for tensor in checkpoint.spec.tensors}
-    matrix = {names[name]: square for name, square in importance.items()}
+    table = scratch / "importance.npz"
+    np.savez(table, **{names[name]: square for name, square in importance.items()})
     for name, (kind, embedding, pure) in GGUF.items():
 
         def make(out: Path, kind: str = kind, embedding: str = embedding, pure: bool = pure) -> Path:
             path = out / "model.gguf"
-            quantize(source, path, kind, embedding, pure, matrix)
+            # In a process of its own: ggml ends the process when something does not suit it.
+            job = [sys.executable, "-m", "benchmarks._peers", str(source), str(path), str(table), kind, embedding]
+            _run([*job, str(int(pure))])
             return path
 
         yield Peer(f"{name} with importance", "gguf", make)
@@ -121,4 +128,15 @@ def onnx_peers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Peer]:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, env={**os.environ, **_OFFLINE}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{command[2]} failed: {done.stderr[-800:]}")
+        raise PeerError(f"{' '.join(command[1:3])} ended with {done.returncode}: {done.stderr[-300:]}")
+
+
+def main() -> None:
+    """One quantization: SOURCE OUT IMPORTANCE.npz TYPE EMBEDDING-TYPE 0|1."""
+    source, out, table, kind, embedding, pure = sys.argv[1:]
+    with np.load(table, allow_pickle=False) as importance:
+        quantize(Path(source), Path(out), kind, embedding, pure == "1", dict(importance))
+
+
+if __name__ == "__main__":
+    main()

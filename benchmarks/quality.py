@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks import dithered
 from benchmarks._measure import machine
-from benchmarks._peers import gguf_peers, onnx_peers
+from benchmarks._peers import PeerError, gguf_peers, onnx_peers
 from benchmarks._result import Machine
 from benchmarks.coherence_table import replace
 from edgekit import api
@@ -130,7 +130,11 @@ def entries(checkpoint: Checkpoint, options: argparse.Namespace, scratch: Path, 
         out.mkdir()
         with bars.step(peer.name):
             begin = perf_counter()
-            path = peer.make(out)
+            try:
+                path = peer.make(out)
+            except PeerError as error:  # the others are compared all the same
+                print(f"{peer.container} {peer.name}: {error}", flush=True)
+                continue
             yield measure(peer.name, peer.container, path, chunks, originals, perf_counter() - begin)
 
 
