@@ -67,7 +67,7 @@ def gguf_peers(checkpoint: Checkpoint, importance: Importance, scratch: Path) ->
         _run([*command, "--outtype", "f32"])
     names = {tensor.hf: tensor.gguf for tensor in checkpoint.spec.tensors}
     table = scratch / "importance.npz"
-    np.savez(table, **{names[name]: square for name, square in importance.items()})
+    np.savez(table, **{names[name]: square for name, square in importance.items()})  # type: ignore[arg-type]
     for name, (kind, embedding, pure) in GGUF.items():
 
         def make(out: Path, kind: str = kind, embedding: str = embedding, pure: bool = pure) -> Path:

@@ -6,7 +6,8 @@
 Judged is the artefact on disk in its own engine (int8 activations included) against the model's own full-precision
 logits: mean KL divergence in nats over --chunks × 256 tokens of --text, with a 95 % interval from resampling the
 chunks. Sizes are MB (10⁶ bytes) of the whole file; ours are built with --size. Neither side has seen the text. The
-importance matrix that llama-quantize gets is measured on the calibration text that ours is made with.
+importance matrix that llama-quantize gets is measured on as many tokens of the calibration text as ours is rounded on.
+"made in" is the wall time of the command: for ours with all checks, less what the cache already held.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks._measure import machine
 from benchmarks._peers import PeerError, gguf_peers, onnx_peers
 from benchmarks._result import Machine
 from benchmarks.coherence_table import replace
-from edgekit import api
+from edgekit import api, rounding
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.source import resolve
@@ -115,7 +116,10 @@ def entries(checkpoint: Checkpoint, options: argparse.Namespace, scratch: Path, 
     chunks = list(from_file(options.text, tokenizer.encode, options.chunks, CHUNK, bos=None).sequences)
     with closing(TorchEngine(checkpoint.root)) as engine:
         originals = [engine.logits(ids) for ids in chunks]
-        made = Options(calibration_text=options.calibration_text, formats=("gguf",))
+        made = Options(
+            text=options.text, calibration_text=options.calibration_text, formats=("gguf",),
+            sequences=rounding.SEQUENCES, length=rounding.LENGTH,
+        )  # fmt: skip
         importance = calibrate(engine, checkpoint, make_texts(lambda: engine, tokenizer, made, bars), bars)
     sizes = [size.split(":") for size in options.sizes.split(",") if size]
     for index, (kind, megabytes) in enumerate(sizes):

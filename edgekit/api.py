@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgekit.errors import MissingDependencyError, OptionError, TextError, UnknownArchitectureError
+from edgekit.files import sha256
 from edgekit.options import Container, Options, SourceOptions
 from edgekit.progress import Progress, Quiet
 
@@ -150,6 +151,15 @@ def _refuse_contradictions(options: Options) -> None:
     if options.calibration_text and not options.calibrate:
         raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
     _refuse_planning(options)
+    converting = [container for container in options.formats if options.converts(container)]
+    if options.effort != "fast" and converting:
+        raise OptionError(
+            f"--effort {options.effort} is given, but another tool converts the model to {converting[0].upper()}",
+            expected="a family that edgekit exports by itself, whose layers it knows",
+            remedy="drop --effort",
+        )
+    if options.text is not None and options.calibration_text is not None:
+        _refuse_same(options.text, options.calibration_text)
     if options.llama_cpp is not None:
         from edgekit.export.llama_tree import check_tree
 
@@ -162,6 +172,16 @@ def _refuse_contradictions(options: Options) -> None:
         if "onnx" not in options.formats:
             raise OptionError("--exporter is given, but no ONNX is to be built", remedy="add --format onnx")
         interpreter()
+
+
+def _refuse_same(evaluation: Path, calibration: Path) -> None:
+    """A model that is judged on the text that it was calibrated on looks better than it is."""
+    if sha256(evaluation) == sha256(calibration):
+        raise OptionError(
+            "--text and --calibration-text are the same text",
+            expected="other text to judge on than to calibrate on",
+            remedy="leave one of them out, and the model writes its own",
+        )
 
 
 def _refuse_planning(options: Options) -> None:

@@ -91,7 +91,9 @@ def settle(
         made = make(plan)
         found = _judged(budget, allotment, plan, made, measure)
         allotment = found.correction or allotment
-        following = plan_under(budget, allotment) if found.correction and number < ROUNDS else plan
+        following = plan
+        if found.correction and number < ROUNDS:
+            following = _next_plan(budget, allotment, kept or (plan if found.met else None))
         if found.met and following.nbytes >= plan.nbytes:
             return made
         discard(made)
@@ -105,6 +107,16 @@ def settle(
         f"{ROUNDS} plans for {allotment.container} were built to keep to {budget.words}, and the last one has {fault}",
         remedy="give the budget a little room, or a sensitivity map measured on more text",
     )
+
+
+def _next_plan(budget: Budget, allotment: Allotment, good: Plan | None) -> Plan:
+    """The plan after a correction; `good`, a plan that keeps to the budget, where nothing else seems to any more."""
+    try:
+        return plan_under(budget, allotment)
+    except BudgetError:
+        if good is None:
+            raise
+        return good
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ A killed build goes on at the block where it was: each block is a stage whose ke
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ _SEED = 1 << 16
 """Added to the seed: this text is another one than the evaluation text and the text that importance is measured on."""
 
 
-def rounded(work: Work, plan: Plan) -> tuple[Rounded, str | None]:
+def rounded(work: Work, plan: Plan, importance: Made | None) -> tuple[Rounded, str | None]:
     """The codes of every linear layer of the plan, and the digest of the last stage; nothing with --effort fast.
 
     Raises:
@@ -57,11 +57,10 @@ def rounded(work: Work, plan: Plan) -> tuple[Rounded, str | None]:
         )
     sequences = _text(work)
     weights = _weights(work, plan, sequences)
-    with ExitStack() as cleanup:
-        walk = _Walk(work, plan, sequences, weights, cleanup)
-        digest = walk.output(weights.digest)
-        for layer in range(work.checkpoint.spec.layers):
-            digest = walk.block(layer, digest)
+    walk = _Walk(work, plan, sequences, weights, importance)
+    digest = walk.output(hashlib.sha256(f"{weights.digest} {importance and importance.digest}".encode()).hexdigest())
+    for layer in range(work.checkpoint.spec.layers):
+        digest = walk.block(layer, digest)
     return Rounded(walk.places), digest
 
 
@@ -132,9 +131,9 @@ def _of_output(plan: Plan) -> Entry:
 class _Walk:
     """Block after block; the model is only loaded when there is one to be rounded."""
 
-    def __init__(self, work: Work, plan: Plan, sequences: list[Ids], weights: Made, cleanup: ExitStack) -> None:
-        self._work, self._plan, self._sequences, self._cleanup = work, plan, sequences, cleanup
-        self._weights, self._blocks, self._next = weights, None, 0
+    def __init__(self, work: Work, plan: Plan, sequences: list[Ids], weights: Made, importance: Made | None) -> None:
+        self._work, self._plan, self._sequences = work, plan, sequences
+        self._weights, self._importance, self._blocks, self._next = weights, importance, None, 0
         self._tensors = {entry.tensor.hf: entry.tensor for entry in plan.entries}
         self.places: dict[str, Place] = {}
 
@@ -147,13 +146,12 @@ class _Walk:
         title = f"{self._plan.container.upper()}: round block {layer + 1} of {self._work.checkpoint.spec.layers}"
         stage = Stage("round", title, {
             "before": before, "embedding": embedding, "grids": [[e.tensor.hf, e.grid] for e in entries],
-            "refinements": 1,
         })  # fmt: skip
         made = self._work.stages.run(stage, lambda folder: self._round(layer, entries, folder, title))
         for entry in entries:
             shape = (entry.tensor.shape[0], entry.tensor.shape[1])
             self.places[entry.tensor.hf] = Place(made.folder / _CODES, entry.grid, shape)
-        return made.digest
+        return _chained(before, made)
 
     def output(self, before: str) -> str:
         """Round the matrix that makes the logits, unless its format has too many levels to gain; returns the digest."""
@@ -165,7 +163,7 @@ class _Walk:
         made = self._work.stages.run(stage, lambda folder: self._round_output(entry, folder, title))
         shape = (entry.tensor.shape[0], entry.tensor.shape[1])
         self.places[entry.tensor.hf] = Place(made.folder / _CODES, entry.grid, shape)
-        return made.digest
+        return _chained(before, made)
 
     def _round_output(self, entry: Entry, folder: Path, title: str) -> None:
         from edgekit.quantize.blocks import inputs_of
@@ -204,20 +202,28 @@ class _Walk:
     def _start(self) -> Blocks:
         """The text as the quantized embedding gives it to the first block; the model keeps its own."""
         from edgekit.quantize.blocks import Blocks
+        from edgekit.steps import load_importance  # which imports this module
 
         engine = self._work.original.engine()
         entry = next(e for e in self._plan.entries if e.tensor.rule.kind == "embedding")
         own = self._read(entry.tensor.hf)
         given = Rounded(self.places).load(entry.tensor.hf)
-        rounded = get(entry.grid).dequantize(get(entry.grid).quantize(own) if given is None else given)
-        self._cleanup.callback(engine.replace, [(entry.tensor.hf, own)])
-        engine.replace([(entry.tensor.hf, rounded)])
-        blocks = Blocks(engine.module, self._work.checkpoint.spec, self._sequences)
-        engine.replace([(entry.tensor.hf, own)])
-        return blocks
+        if given is None:  # as it is exported
+            given = get(entry.grid).quantize(own, (load_importance(self._importance) or {}).get(entry.tensor.hf))
+        rounded = get(entry.grid).dequantize(given)
+        try:
+            engine.replace([(entry.tensor.hf, rounded)])
+            return Blocks(engine.module, self._work.checkpoint.spec, self._sequences)
+        finally:
+            engine.replace([(entry.tensor.hf, own)])
 
     def _read(self, name: str) -> Any:
         return self._work.checkpoint.read(self._tensors[name])
+
+
+def _chained(before: str, made: Made) -> str:
+    """Digest of everything so far: a block that comes out the same says nothing of those before it."""
+    return hashlib.sha256(f"{before} {made.digest}".encode()).hexdigest()
 
 
 def _load(made: Made, names: Iterable[str]) -> dict[str, Any]:

@@ -86,26 +86,40 @@ class Stages:
         self._scratch, self._root, self._what, self._common = scratch, root, what, common
         self._progress, self._bound = progress, bound
         self._used: list[int | None] = []
+        self._again: dict[str, Made] = {}
+        """Results of this build that no cache holds."""
 
     def run(self, stage: Stage, make: Callable[[Path], None]) -> Made:
         """The stage's result, from the cache or from `make`, which fills an empty folder.
 
         What `make` raises ends the stage, and nothing of it is kept.
         """
-        root = self._root
+        root, key = self._root, self.key(stage)
+        if (again := self._still(key)) is not None:
+            return again
         found, lock = self._find(stage)
         if found is not None:
             return found
-        work = self._scratch / f"{stage.name}-{self.key(stage)[:16]}"
+        work = self._scratch / f"{stage.name}-{key[:16]}"
+        shutil.rmtree(work, ignore_errors=True)  # what is left of a result that was delivered
         try:
             cache.files_of(work).mkdir(parents=True)
             make(cache.files_of(work))
-            return self._keep(stage, work, lock)
+            made = self._keep(stage, work, lock)
+            if not made.cached:
+                self._again[key] = made
+            return made
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             if root is not None:
                 cache.abandon(self._place(root, stage), lock)
             raise
+
+    def _still(self, key: str) -> Made | None:
+        """A result that this build made and no cache holds, as long as nothing of it was delivered."""
+        made = self._again.get(key)
+        whole = made is not None and cache.digest(cache.sums(made.folder)) == made.digest
+        return made if whole else None
 
     def record(self, stage: Stage, kind: type[T], make: Callable[[], T]) -> tuple[T, str]:
         """As :meth:`run` for a small result that JSON can hold: the value, always as read back, and its digest."""

@@ -251,7 +251,7 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
 
     `weights` is what :func:`importance` returned, `foreign` what :func:`converted` did.
     """
-    codes, digest = rounded(work, plan) if foreign is None else (Rounded(), None)
+    codes, digest = rounded(work, plan, weights) if foreign is None else (Rounded(), None)
     planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
     inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "session": plan.session, "plan": planned,
               "importance": weights and weights.digest, "converted": foreign and foreign.key,

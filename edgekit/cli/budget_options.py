@@ -63,7 +63,7 @@ def budget_of(
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise OptionError(f"{' and '.join(named)} are given together", expected="one of them")
-    for name, value in (("--max-kl", max_kl), ("--min-speed", min_speed)):
+    for name, value in (("--bits", bits), ("--max-kl", max_kl), ("--min-speed", min_speed)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise OptionError(f"{name} is {value:g}", expected="a number above 0")
     if size is not None:

@@ -26,6 +26,8 @@ from edgekit.grids.scalar import Scalar, scalar, storable_steps, with_codes, wit
 
 DAMPING = 0.01
 """Added to H's diagonal, as a share of its mean: what the calibration text does not tell (arXiv:2210.17323, 3.3)."""
+REFINEMENTS = 1
+"""Rounds of new scales and coordinate descent: a second one gains next to nothing."""
 _RIDGE = 1e-4
 """How strongly new scales are held to the old ones, as a share of the system's mean diagonal."""
 _PANEL = 64
@@ -34,7 +36,9 @@ _ROWS, _SYSTEMS = 8192, 1 << 23
 """Rows rounded at a time, and entries of their linear systems: they bound the memory of wide and of tall matrices."""
 
 
-def round_matrix(weights: F32, moment: F32, grid: str, *, refinements: int = 2, damping: float = DAMPING) -> Quantized:
+def round_matrix(
+    weights: F32, moment: F32, grid: str, *, refinements: int = REFINEMENTS, damping: float = DAMPING
+) -> Quantized:
     """The matrix on a grid, rounded by GPTQ and refined by coordinate descent and least squares.
 
     The result's error under the damped moment is never above that of the grid's own quantizer.

@@ -80,12 +80,13 @@ class Probe:
             GridError: none of the formats suits the group.
         """
         names = fitting(group, self.container, formats)
-        anchor = next((name for name in names if get(name).nominal_bits == 4), names[0])
         errors = dict.fromkeys(names, 0.0)
         for tensor in group.tensors:
             weights, importance = self._sampled(tensor), self._importance(tensor)
             for name in names:
-                errors[name] += _error(weights, name, importance)
+                errors[name] += _error(weights, name, importance) * tensor.shape[0] / len(weights)
+        # The coarsest: weights that lie on one format's grid, as those of a quantized file do, tell nothing in it.
+        anchor = max((name for name in names if get(name).nominal_bits == 4), key=errors.__getitem__, default=names[0])
         kl = self._kl(group, anchor) if errors[anchor] > 0 else 0.0
         return GroupDamage(
             tensors=group.names, anchor=anchor, kl=kl, errors=errors, bytes={name: group.nbytes(name) for name in names}
@@ -104,7 +105,7 @@ class Probe:
     def _sampled(self, tensor: TensorSpec) -> F32:
         """Rows in equal steps."""
         weights = self.checkpoint.read(tensor)
-        return np.ascontiguousarray(weights[:: max(1, weights.size // _SAMPLED)])
+        return np.ascontiguousarray(weights[:: -(-weights.size // _SAMPLED)])
 
     def _kl(self, group: Group, grid: str) -> float:
         engine, originals = self.engine(), self._originals  # of the untouched model

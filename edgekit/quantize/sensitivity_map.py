@@ -16,6 +16,8 @@ from edgekit.options import Container
 from edgekit.quantize.groups import groups
 
 MAX_BYTES = 64 << 20
+_MOST_DAMAGE = 1e9
+"""Nats: far above anything that is measured, far below what sums cannot hold."""
 _AGAIN = "measure it again with edgekit sensitivity"
 _Amount = Annotated[float, Meta(ge=0, le=1e300)]
 _Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -40,8 +42,8 @@ class GroupDamage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """Estimated KL divergence, nats, of the model with this group alone in `grid`.
 
         KL is of second order in a small change of the weights, so it goes as their squared error:
-        kl(grid) ≈ kl(anchor) · error(grid) / error(anchor). A group that lies on the anchor's grid does no damage in
-        any format that the map can tell.
+        kl(grid) ≈ kl(anchor) · error(grid) / error(anchor). A group without error in the anchor, which is its
+        coarsest 4-bit format, does no damage in any format.
         """
         base = self.errors[self.anchor]
         return self.kl * self.errors[grid] / base if base > 0 else 0.0
@@ -92,6 +94,10 @@ def read(path: Path) -> SensitivityMap:
         if group.anchor not in group.errors or group.errors.keys() != group.bytes.keys():
             raise FileFormatError(
                 f"{path}: group {group.tensors[0]} has not the same formats in errors, bytes and anchor", remedy=_AGAIN
+            )
+        if not all(group.damage(grid) <= _MOST_DAMAGE for grid in group.errors):
+            raise FileFormatError(
+                f"{path}: group {group.tensors[0]} does more than {_MOST_DAMAGE:g} nats of damage", remedy=_AGAIN
             )
     return found
 

@@ -222,6 +222,28 @@ def test_a_killed_build_goes_on_at_its_block(tmp_path: Path, monkeypatch: pytest
     assert (resumed.bundle / file).read_bytes() == (whole.bundle / file).read_bytes()
 
 
+@pytest.mark.usefixtures("short")
+def test_both_formats_without_a_cache(model: Path, tmp_path: Path) -> None:
+    options = Options(effort="good", sequences=4, length=32, cache=False)
+    built = api.build(model, output=tmp_path / "out", options=options)
+    assert [artefact.format for artefact in built.report.artefacts] == ["gguf", "onnx"]
+    assert "GPTQ" in built.report.calibration
+
+
+def test_the_same_text_twice_is_refused(model: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("word " * 3000, encoding="utf8")
+    options = Options(text=tmp_path / "a.txt", calibration_text=tmp_path / "b.txt")
+    with pytest.raises(OptionError, match="the same text"):
+        api.build(model, output=tmp_path / "out", options=options)
+
+
+def test_a_family_of_somebody_elses_converter_contradicts_it(model: Path, tmp_path: Path) -> None:
+    options = Options(formats=("gguf",), asked=True, effort="good", llama_cpp=tmp_path)
+    with pytest.raises(OptionError, match="another tool converts"):
+        api.build(model, output=tmp_path / "out", options=options)
+
+
 def test_no_calibration_contradicts_it(model: Path, tmp_path: Path) -> None:
     options = Options(formats=("gguf",), asked=True, effort="good", calibrate=False, sequences=4, length=32)
     with pytest.raises(OptionError, match="--no-calibration"):

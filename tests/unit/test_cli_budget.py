@@ -41,6 +41,7 @@ def maps(sound: Path, tmp_path: Path) -> list[str | Path]:
         (["--size", "-5MB"], ["--size is"]),
         (["--max-kl", "0"], ["--max-kl is 0"]),
         (["--max-kl", "nan"], ["--max-kl is nan"]),
+        (["--bits", "nan"], ["--bits is nan"]),
         (["--min-speed", "-3"], ["--min-speed is -3"]),
         (["--min-speed", "inf"], ["--min-speed is inf"]),
     ],

@@ -116,6 +116,17 @@ def test_a_smaller_file_that_turns_out_worse_gives_way_to_the_last_good_one(
     assert shop.discarded == len(shop.made) - 1 >= 1
 
 
+def test_a_good_file_is_not_lost_when_the_next_one_makes_the_limit_look_out_of_reach(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(checkpoint)
+    measured = iter([0.1, 1e6])
+    monkeypatch.setattr(shop, "truth", lambda _plan: next(measured))
+    plan = shop.settle(Budget("max-kl", 0.3))
+    assert plan == shop.made[0] == shop.made[-1]
+    assert len(shop.made) == 3
+
+
 @pytest.mark.parametrize("container", ["gguf", "onnx"])
 def test_the_overhead_is_what_a_file_has_beside_its_tensors(
     container: Container, checkpoint: Checkpoint, tmp_path: Path

@@ -107,6 +107,34 @@ def test_weights_on_the_anchors_grid_do_no_damage(tmp_path: Path) -> None:
     assert (found.kl, found.damage("Q8_0")) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("source", "container", "formats", "anchor"),
+    [
+        ("Q4_0", "onnx", ("int4-sym-b32", "int4-asym-b64", "int8-sym-b32"), "int4-asym-b64"),
+        ("Q4_0", "gguf", ("Q4_0", "IQ4_NL", "Q8_0"), "IQ4_NL"),
+        ("IQ4_NL", "gguf", ("IQ4_NL", "Q4_0", "Q8_0"), "Q4_0"),
+    ],
+)
+def test_weights_from_a_quantized_file_are_asked_in_a_format_that_changes_them(
+    source: str, container: Any, formats: tuple[str, ...], anchor: str, tmp_path: Path
+) -> None:
+    made = tiny.Tiny(seed=5)
+    folder = tiny.make(tmp_path / "m", made)
+
+    def rounded(name: str, array: Any) -> Any:
+        grid = get(source)
+        return grid.dequantize(grid.quantize(array.astype(np.float32))) if "down_proj" in name else array
+
+    tiny.write_weights(folder, {name: rounded(name, array) for name, array in tiny.weights(made).items()}, made)
+    checkpoint = open_checkpoint(folder)
+    engine = torch_engine.TorchEngine(folder)
+    group = next(g for g in groups(checkpoint.spec, container) if "down_proj" in g.names[0])
+    found = Probe(lambda: engine, checkpoint, container, SEQUENCES, {}).damage(group, formats)
+    assert found.anchor == anchor
+    assert found.kl > 1e-5
+    assert all(found.damage(name) <= 1.01 * found.kl for name in formats)
+
+
 @pytest.mark.parametrize("container", ["gguf", "onnx"])
 def test_damages_add_up_to_about_the_divergence_of_a_mixed_plan(
     container: Any, checkpoint: Checkpoint, engine: Any

@@ -61,6 +61,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("groups", 0, "kl", to=None), "kl"),
         (_set("groups", 0, "anchor", to="Q9_9"), "not the same formats"),
         (_set("groups", 0, "bytes", to={"IQ4_NL": 5}), "not the same formats"),
+        (_set("groups", 0, "kl", to=1e300), "damage"),
         (_set("groups", to=[]), "groups"),
         (_set("more", to=1), "more"),
         (_set("schema_version", to=2), "not a sensitivity map"),

@@ -101,6 +101,21 @@ def entry_of(root: Path) -> cache.Entry:
 # -- found again, or not
 
 
+def test_without_a_cache_the_same_build_makes_it_once(tmp_path: Path) -> None:
+    builder = Builder(None, tmp_path)
+    stages, stage, count = builder.stages(), Stage("text", "stage text", INPUTS), iter(range(9))
+
+    def make(folder: Path) -> None:
+        (folder / "a").write_text(str(next(count)))
+
+    first, second = stages.run(stage, make), stages.run(stage, make)
+    assert first == second
+    assert (second.folder / "a").read_text() == "0"
+    second.deliver("a", tmp_path / "delivered")
+    third = stages.run(stage, make)
+    assert (third.folder / "a").read_text() == "1", "what was delivered is made anew"
+
+
 def test_second_run_finds_it(builder: Builder) -> None:
     first, second = builder.run(), builder.run()
     assert builder.made == 1
