@@ -25,9 +25,10 @@ from edgekit.hashes import FOLDER as HASHES
 STAGES = "stages"
 CONVERSIONS = ("demo", "gguf", "lora")
 """Folders of models that were converted into checkpoints, one folder a model."""
-TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels")
-"""Other people's exporters, sources, zig's own cache, runtimes on the way and done, wheels; the bound counts none."""
-ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS = TOOLS
+TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels", "bench")
+"""Other people's exporters, sources, zig's own cache, runtimes on the way and done, wheels, results of measurements
+that stand nowhere else; the bound counts none."""
+ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS, RESULTS = TOOLS
 DEFAULT_BOUND = 20_000_000_000
 RECENT = 24 * 3600.0
 """Seconds that a conversion is spared for when a build makes room: another command may be reading it, unlocked."""

@@ -11,12 +11,12 @@ from edgekit.bundle.paths import plain
 from edgekit.devices.base import Device
 from edgekit.devices.sections import SAY, sections
 from edgekit.devices.shell import IDENTITY, SHORT, handle_parts, script
-from edgekit.errors import DeviceError, EdgekitError, OutOfMemoryError
+from edgekit.errors import DeviceError, EdgekitError, InterruptError, OutOfMemoryError
 from edgekit.progress import Progress
 
 State = Literal["runs", "ended", "restarted"]
 LAUNCHER = """\
-import os, sys
+import os, signal, sys
 folder, *command = sys.argv[1:]
 def text(path):
     try:
@@ -28,8 +28,10 @@ def kills():
     found = [line.split()[1] for line in text("/proc/vmstat").splitlines() if line.startswith("oom_kill ")]
     return int(found[0]) if found else 0
 before = kills()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = os.fork()
 if not child:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with open("/proc/self/oom_score_adj", "w") as stream:
             stream.write("500")
@@ -43,7 +45,8 @@ os.replace(folder + "/.ended", folder + "/ended")
 """
 """Run by the board's Python with a folder and a command. Beside the command's exit code it knows what a shell does not:
 the most memory it held, and whether the kernel killed for lack of memory meanwhile. The command volunteers to be the
-one that the kernel kills, so that the ssh server stays."""
+one that the kernel kills, so that the ssh server stays. SIGTERM goes to both and ends the command alone: whoever stops
+them waits as long as the command cleans up."""
 
 _PIECE = 16384
 _BEHIND = 4 * _PIECE
@@ -66,6 +69,8 @@ echo end:
 """
 _ENDED = re.compile(r"(-?[0-9]{1,4}) ([0-9]{1,12}) (-?[0-9]{1,9})")
 _KILLED = -9
+_STOPPED = (-15, InterruptError.exit_code)
+"""Of what got a SIGTERM."""
 _OURS = {kind.exit_code: kind for kind in EdgekitError.__subclasses__()}
 
 
@@ -101,9 +106,7 @@ class Follower:
         if found.boot != boot:
             return "restarted"
         if not found.alive:
-            raise DeviceError(
-                f"the measurement on {self.device.title} was ended from outside", remedy="run the same command again"
-            )
+            raise self._outside()
         return "runs"
 
     @property
@@ -126,8 +129,14 @@ class Follower:
                 f"the kernel of {self.device.title} ended the measurement for lack of memory, {held}",
                 remedy="take fewer bits, a smaller model or a board with more memory",
             )
+        if code in _STOPPED:
+            raise self._outside()
         if code:
             raise failure(code, self.lines, self.device.title)
+
+    def _outside(self) -> DeviceError:
+        words = f"the measurement on {self.device.title} was ended from outside"
+        return DeviceError(words, remedy="run the same command again")
 
     def _pass_on(self, found: Look) -> None:
         lines = [*found.log, found.rest]

@@ -31,6 +31,8 @@ from edgekit.targets import CoherenceLimits, LatencyLimits, Target, coherence_li
 
 _L = TypeVar("_L", CoherenceLimits, LatencyLimits)
 MAX_BYTES = 16 << 20
+COUNTING = "instructions"
+"""The protocol that measures no coherence: it counts on an emulated device."""
 REPEATS = 0.1
 """Percent that counts of the same thing may differ by."""
 _ACROSS = ", which its interval reaches across"
@@ -130,7 +132,7 @@ def judge(
         baselines.refuse(result, baseline)
     whole = of_run(result, target)
     engines = tuple(_engine(run, result, target, asked, known.get(run.format), whole, baseline) for run in result.runs)
-    verdict = _worst([engine.verdict for engine in engines])
+    verdict = _worst(engines)
     return Judgement(
         result_sha256=baselines.digest(result), verdict=verdict, sentence=_sentence(verdict, engines, whole),
         disturbances=whole, engines=engines,
@@ -193,7 +195,8 @@ def _engine(
     limits = _replaced(target.limits.latency, asked)
     spoiled = of_engine(run, result, limits.cv_max)
     state = Disturbed(emulated=result.measured_on == "emulated", words=(*whole, *spoiled))
-    checks = [*_ended(run), *_coherence(run, target, asked, known), *_repeats(run)]
+    counted = state.emulated and result.protocol.name == COUNTING and run.instructions is not None
+    checks = [*_ended(run), *(() if counted else _coherence(run, target, asked, known)), *_repeats(run)]
     checks += _measured(run, limits, asked, state)
     if baseline is not None:
         checks += baselines.checks(run, baseline, state, target, limits.cv_max)
@@ -209,8 +212,7 @@ def _verdict(checks: Sequence[Check], state: Disturbed) -> Verdict:
         return "FAIL"
     if state.words or "INVALID" in said:
         return "INVALID"
-    missing = any(check.verdict == "NOT JUDGED" and check.group == "coherence" for check in checks)
-    return "PASS" if "PASS" in said and not missing else "NOT JUDGED"
+    return "PASS" if "PASS" in said and not _lacks_coherence(checks) else "NOT JUDGED"
 
 
 def _ended(run: EngineRun) -> Iterator[Check]:
@@ -220,8 +222,6 @@ def _ended(run: EngineRun) -> Iterator[Check]:
 
 
 def _coherence(run: EngineRun, target: Target, asked: Overrides, known: Facts | None) -> Iterator[Check]:
-    if run.instructions is not None:
-        return
     bits = known.requested_bits if known else run.requested_bits
     limits = CoherenceLimits() if bits is None else coherence_limits(target, int(bits))
     limits = _replaced(limits, asked)
@@ -328,9 +328,16 @@ def _replaced(limits: _L, asked: Overrides) -> _L:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _worst(said: Sequence[Verdict]) -> Verdict:
-    order: tuple[Verdict, ...] = ("FAIL", "INVALID", "PASS", "NOT JUDGED")
-    return next(verdict for verdict in order if verdict in said)
+def _worst(engines: Sequence[EngineJudgement]) -> Verdict:
+    """Coherence that was not judged hides behind no other format; speeds that were not judged do."""
+    said = [engine.verdict for engine in engines]
+    missing = any(_lacks_coherence(engine.checks) for engine in engines)
+    last: tuple[Verdict, ...] = ("NOT JUDGED", "PASS") if missing else ("PASS", "NOT JUDGED")
+    return next(verdict for verdict in ("FAIL", "INVALID", *last) if verdict in said)
+
+
+def _lacks_coherence(checks: Iterable[Check]) -> bool:
+    return any(check.verdict == "NOT JUDGED" and check.group == "coherence" for check in checks)
 
 
 def _sentence(verdict: Verdict, engines: Sequence[EngineJudgement], whole: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from edgekit.devices.base import Device, UnreachableError
 from edgekit.devices.boards.base import Clock
 from edgekit.devices.boards.meter import Meter
-from edgekit.devices.shell import script
+from edgekit.devices.shell import said, script
 from edgekit.errors import EdgekitError, InterruptError
 from edgekit.progress import Progress
 
@@ -23,7 +23,9 @@ FILE = "meter.csv"
 HEADER = "t,w\n"
 HZ = 4.0
 _AGAIN_S = 2.0
-"""Between two tries while the connection is lost."""
+"""Between two tries while the connection is lost, or the board refuses."""
+_TRIES = 5
+"""Times that the board may refuse the readings before sending is given up."""
 _LEAVE_S = 10.0
 _YEARS = 1e9
 """Seconds without a reading after which sending ends; it ends with the measurement."""
@@ -61,9 +63,19 @@ def fed(device: Device, path: str, meter: Meter | None, progress: Progress, *, h
 
 def _send(device: Device, path: str, rows: Rows, stop: threading.Event) -> None:
     """Until it is stopped; a lost connection is waited for, and what was not sent meanwhile is lost."""
+    tries = 0
     while not stop.is_set():
         try:
-            device.feed(script(_APPEND, path), cast("BinaryIO", rows), timeout=_YEARS, sent=lambda _: None)
+            done = device.feed(script(_APPEND, path), cast("BinaryIO", rows), timeout=_YEARS, sent=lambda _: None)
+            if stop.is_set():
+                return
+            tries += 1
+            rows.say(f"power meter: {device.title} does not take its readings ({said(done)})")
+            if tries == _TRIES:
+                rows.say(f"power meter: given up after {_TRIES} tries")
+                return
+            stop.wait(_AGAIN_S)
+            rows.begin_anew()
         except UnreachableError:
             stop.wait(_AGAIN_S)
             rows.begin_anew()

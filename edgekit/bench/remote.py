@@ -32,7 +32,7 @@ from edgekit.bundle.paths import plain
 from edgekit.devices import rooted
 from edgekit.devices.base import Device, UnreachableError
 from edgekit.devices.boards.meter import Meter
-from edgekit.devices.home import Home, home_in, prepare
+from edgekit.devices.home import Home, forget_others, home_in, prepare
 from edgekit.devices.process import HELD
 from edgekit.devices.shell import SHORT, handle_parts, is_handle, leashed, script
 from edgekit.errors import BundleError, DeviceError, EdgekitError
@@ -236,7 +236,9 @@ class _Visit:
         """The JSON of the finished measurement."""
         self._send(self.bundle, self.place, "sending")
         if self.against:
-            self._send(self.against, self.home.against(self.against.root.name), "sending the other bundle")
+            name = self.against.root.name
+            self._patiently(lambda: forget_others(self.device, self.home, name))
+            self._send(self.against, self.home.against(name), "sending the other bundle")
         with self.progress.step(f"{self.device.title}: installing"):
             installed = self._patiently(self._install)
         command = self._command(installed)

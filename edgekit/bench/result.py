@@ -26,7 +26,7 @@ DeviceKind = Literal["measured", "emulated"]
 Format = Literal["gguf", "onnx"]
 Mode = Literal["mmap", "copy"]
 Bits = Annotated[float, Meta(gt=0, le=64)]
-Series = Annotated[tuple[float, ...], Meta(max_length=10_000)]
+Series = Annotated[tuple[float, ...], Meta(min_length=1, max_length=10_000)]
 
 
 class Quantity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,9 +37,9 @@ class Quantity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     high: float
     n: int
     """Repetitions."""
-    unit: str
+    unit: Annotated[str, Meta(max_length=40)]
     kind: Kind
-    interval: str
+    interval: Annotated[str, Meta(max_length=40)]
     """"bootstrap 95 %" or, for under six repetitions, "min to max"."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Figure, Kind, Loading, Quantity, Ratio
+from edgekit.bench.stats import ENOUGH
 from edgekit.bundle.paths import plain
 
 EMULATED = (
@@ -60,7 +61,8 @@ def lines(result: BenchResult) -> Iterator[str]:
 def shown(quantity: Quantity) -> str:
     """As "12.3 tokens/s (12.1 – 12.4, n = 5)", with "emulated" where it is."""
     kind = "" if quantity.kind == "measured" else f" {quantity.kind}"
-    return f"{quantity.value:.4g} {quantity.unit}{kind} ({quantity.low:.4g} – {quantity.high:.4g}, n = {quantity.n})"
+    value = f"{quantity.value:.4g} {plain(quantity.unit, 40)}{kind}"
+    return f"{value} ({quantity.low:.4g} – {quantity.high:.4g}, n = {quantity.n})"
 
 
 def turned(run: EngineRun) -> list[Turned]:
@@ -99,7 +101,9 @@ def _says(one: Ratio) -> str:
     found = one.ratio.quantity
     if found.kind != "measured":
         return "says nothing about the board"
-    if found.low <= 1 <= found.high or found.n < 2:
+    if found.n < ENOUGH:
+        return "too few rounds to say"
+    if found.low <= 1 <= found.high:
         return "no sure difference"
     return "faster" if (found.low > 1) != (one.name in _TIMES) else "slower"
 

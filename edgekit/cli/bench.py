@@ -114,21 +114,23 @@ def command(
     kept = Keeper(progress)
     opened = _open(bundle, progress)
     other = None if against is None else _other(against, opened, formats, progress)
-    if HERE in devices:
-        settings = _settings(opened, target, progress)
-        prepared = functools.partial(_prepared, settings, board, meter, kind, progress, other, target)
-        found = only(
-            HERE, lambda: _here(opened, settings, protocol, formats, threads, journal, force, progress, kept, prepared)
-        )  # fmt: skip
-    elif protocol == COUNTED:
-        settings = far_settings(opened, target)
-        found = counted(devices, opened, settings, progress, kept)
-    else:
-        settings = far_settings(opened, target)
-        beside = None if other is None else (other, far_settings(other, target))
-        arguments = (*_for_devices(protocol, formats, threads, target, force), *board.arguments)
-        found = far_away(devices, opened, settings, arguments, progress, kept, meter, beside)
-    ready.finish(found, opened, settings, places, kept)
+    with kept.named():
+        if HERE in devices:
+            settings = _settings(opened, target, progress)
+            prepared = functools.partial(_prepared, settings, board, meter, kind, progress, other, target)
+            found = only(
+                HERE,
+                lambda: _here(opened, settings, protocol, formats, threads, journal, force, progress, kept, prepared),
+            )
+        elif protocol == COUNTED:
+            settings = far_settings(opened, target)
+            found = counted(devices, opened, settings, progress, kept)
+        else:
+            settings = far_settings(opened, target)
+            beside = None if other is None else (other, far_settings(other, target))
+            arguments = (*_for_devices(protocol, formats, threads, target, force), *board.arguments)
+            found = far_away(devices, opened, settings, arguments, progress, kept, meter, beside)
+        ready.finish(found, opened, settings, places, kept)
     for result in found.results.values():
         refuse_failures(result, formats)
 

@@ -136,7 +136,7 @@ class Ready:
     baseline: BenchResult | None
 
     def finish(self, found: Measured, bundle: Bundle, target: Target, places: Mapping[str, Path], kept: Keeper) -> None:
-        """Judge and show, then write everything, then say with one error what stops a pipeline.
+        """Write the results, judge and show, write what is made of them, and say with one error what stops a pipeline.
 
         Args:
             found: results and errors, by device.
@@ -149,11 +149,15 @@ class Ready:
             EdgekitError: the first of: a device without a result; an output that could not be written; a baseline that
                 cannot be compared; with --gate, FAIL or NOT JUDGED; with --gate, INVALID.
         """
+        lost = self._results(found, places)
         entries, unfit = self._judged(found.results.values(), bundle, target)
         try:
             _show(found, entries)
-        finally:  # a terminal that is gone is no reason to lose a result
-            unwritten = self._written(found, places, entries, bundle.manifest.name, kept)
+        finally:  # a terminal that is gone is no reason to lose a report
+            absent = [_absent(bundle.manifest.name, *one) for one in found.errors.items()]
+            reports = self.outputs.write(entries, self.force, absent)
+            safe = not lost and (not reports or not found.results.keys().isdisjoint(places))
+            unwritten = _forgotten([*lost, *reports], kept, safe=safe)
         stops = [*found.errors.values(), *unwritten, *unfit, *self._closed(entries)]
         if stops:
             raise stops[0]
@@ -179,22 +183,12 @@ class Ready:
             entries.append(Entry(result, judge(result, target, limits, known, against)))
         return entries, unfit
 
-    def _written(
-        self, found: Measured, places: Mapping[str, Path], entries: Sequence[Entry], bundle: str, kept: Keeper
-    ) -> list[EdgekitError]:
-        """The results first: everything else can be made from them."""
+    def _results(self, found: Measured, places: Mapping[str, Path]) -> list[EdgekitError]:
+        """Written before anything is made of them: a result that cannot be judged loses neither itself nor another."""
         from edgekit.bench.result import to_json
 
         wanted = [(places[device], result) for device, result in found.results.items() if device in places]
-        failed = [error for path, one in wanted if (error := written(path, to_json(one), self.force))]
-        safe = bool(wanted) and not failed
-        failed += self.outputs.write(entries, self.force, [_absent(bundle, *one) for one in found.errors.items()])
-        if safe or not failed:
-            kept.forget()
-            return failed
-        there = ", ".join(str(path) for path in kept.paths)
-        remedy = f"what was measured is kept in {there}, which `edgekit report` takes" if there else ""
-        return [OutputError(one.found, remedy=remedy or one.remedy) for one in failed]
+        return [error for path, one in wanted if (error := written(path, to_json(one), self.force))]
 
     def _closed(self, entries: Sequence[Entry]) -> list[EdgekitError]:
         """With --gate, what a verdict but PASS raises: a broken limit is never hidden by a disturbance elsewhere."""
@@ -202,6 +196,16 @@ class Ready:
 
         found = [one for entry in entries if (one := error(entry.judgement))] if self.outputs.gate else []
         return sorted(found, key=lambda one: isinstance(one, InvalidMeasurementError))
+
+
+def _forgotten(failed: list[EdgekitError], kept: Keeper, *, safe: bool) -> list[EdgekitError]:
+    """What could not be written; when no result is safe with the user, with the place where it is kept."""
+    if safe:
+        kept.forget()
+        return failed
+    there = ", ".join(map(str, kept.paths))
+    remedy = f"what was measured is kept in {there}, which `edgekit report` takes" if there else ""
+    return [OutputError(one.found, remedy=remedy or one.remedy) for one in failed]
 
 
 def _show(found: Measured, entries: Sequence[Entry]) -> None:

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 
 from edgekit.bundle.paths import plain
-from edgekit.devices import rooted
+from edgekit.devices import rooted, upload
 from edgekit.devices.base import Device
 from edgekit.devices.shell import IDENTITY, SHORT, said, script
 from edgekit.errors import DeviceError
@@ -26,6 +26,15 @@ if [ "$(cat -- "$base/.edgekit" 2>/dev/null)" != "$mark" ]; then
     echo "$mark" >"$base/.edgekit" || { rm -f -- "$base/.edgekit"; exit 3; }
 fi
 mkdir -p -- "$base/bundles" "$base/installed" "$base/runs" "$base/cache" "$base/temporary" || exit 3
+"""
+_OTHERS = """\
+[ ! -L "$1" ] && cd -- "$1" 2>/dev/null || exit 0
+for old in * .[!.]*; do
+    case $old in
+        "$2" | "$2$3") ;;
+        *) chmod -R u+w -- "./$old" 2>/dev/null; rm -rf -- "./$old" || exit 3 ;;
+    esac
+done
 """
 _CLEAN = f"""\
 {IDENTITY}
@@ -121,6 +130,17 @@ def prepare(device: Device, home: Home) -> None:
             f"'{plain(home.base)}' cannot be written on {device.title} ({said(done)})",
             remedy="choose another folder: EDGEKIT_HOME there, or deploy.remote_dir of the target",
         )
+
+
+def forget_others(device: Device, home: Home, name: str) -> None:
+    """Remove all bundles that others were measured against, but the one called `name` and what has arrived of it.
+
+    Raises:
+        DeviceError: they cannot be removed.
+    """
+    done = device.run(script(_OTHERS, f"{home.base}/against", name, upload.PARTS), timeout=10 * SHORT)
+    if done.code:
+        raise DeviceError(f"'{plain(home.base)}/against' on {device.title} cannot be emptied ({said(done)})")
 
 
 def clean(device: Device, home: Home, *, force: bool = False) -> int:

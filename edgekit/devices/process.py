@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import selectors
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
@@ -102,8 +103,21 @@ def converse(
     ) as process:  # fmt: skip
         try:
             return _Exchange(process, source, limit, cancel, sent).ended(timeout)
-        finally:
-            process.kill()
+        except BaseException:
+            _kill(process, source)
+            raise
+
+
+def _kill(process: subprocess.Popen[bytes], source: BinaryIO | None) -> None:
+    """End it and what it started: it leads a group of its own. macOS forbids signals to a group of zombies.
+
+    What is on a leash has the leash in its group, which ends the rest when the input closes.
+    """
+    if source is HELD:
+        process.kill()
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Exchange:
@@ -136,7 +150,7 @@ class _Exchange:
                 if not events and self._process.poll() is not None:
                     break  # something that it left behind holds the pipes
         if cut := len(self._out) > self._limit:
-            self._process.kill()
+            _kill(self._process, self._source)
         while self._process.poll() is None:
             self._pause(timeout)
             time.sleep(0.005)

@@ -220,17 +220,16 @@ def _change(device: Device, now: _Now, wanted: Wanted) -> dict[str, str]:
     mode = str(now.modes[wanted.power_mode]) if wanted.power_mode else ""
     command = script(_CHANGE, ROOT, wanted.governor, mode, *map(str, now.policies))
     done = device.run(command, timeout=SHORT)
+    if done.code == 1 and b"reboot" in (done.err + done.out).lower():
+        raise _needs_restart(device, now.mode.name if now.mode else "it is in", wanted, mode)
     if done.code:
         raise DeviceError(
             f"{device.title} does not let us set the {'power mode' if done.code == 1 else 'governor'} ({said(done)})",
             expected="root's rights without a password", remedy="allow it in /etc/sudoers.d (docs/devices.md), "
             "or leave --governor and --power-mode out",
         )  # fmt: skip
-    if wanted.power_mode and (found := _ask(device, Wanted()).mode) and found.name != wanted.power_mode:
-        raise DeviceError(
-            f"{device.title} stays in the power mode {found.name}: {wanted.power_mode} needs a restart of the board",
-            remedy=f"log in there: sudo nvpmodel -m {mode}, and let it start anew",
-        )
+    if wanted.power_mode:
+        _confirm(device, wanted, mode)
     changed = {}
     if wanted.governor:
         before = ", ".join(sorted({governor for governor, _ in now.policies.values()}))
@@ -238,3 +237,21 @@ def _change(device: Device, now: _Now, wanted: Wanted) -> dict[str, str]:
     if wanted.power_mode and now.mode is not None:
         changed["power mode"] = f"{now.mode.name} → {wanted.power_mode}"
     return changed
+
+
+def _confirm(device: Device, wanted: Wanted, mode: str) -> None:
+    found = _ask(device, Wanted()).mode
+    if found is None:
+        raise DeviceError(
+            f"{device.title} does not say its power mode after it was set to {wanted.power_mode}",
+            remedy="log in there: sudo nvpmodel -q, or leave --power-mode out",
+        )
+    if found.name != wanted.power_mode:
+        raise _needs_restart(device, found.name, wanted, mode)
+
+
+def _needs_restart(device: Device, stays: str, wanted: Wanted, mode: str) -> DeviceError:
+    return DeviceError(
+        f"{device.title} stays in the power mode {stays}: {wanted.power_mode} needs a restart of the board",
+        remedy=f"log in there: sudo nvpmodel -m {mode}, and let it start anew",
+    )

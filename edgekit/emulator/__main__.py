@@ -37,7 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         "install": install_packages, "setup": setup, "check": check, "start": start, "remove": remove,
         "packages": packages,
     }  # fmt: skip
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
     try:
         with callers_cache():
             return commands[options.command](options)

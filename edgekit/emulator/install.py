@@ -38,27 +38,31 @@ def install(policy: Path = POLICY) -> None:
         raise EmulatorError("installing packages needs root", remedy="run the same command as root (sudo)")
     fresh = needs.path_of("sshd") is None
     with nothing_started(policy):
-        _run(["apt-get", "update", "-q"])
-        _run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *needs.packages()])
-        if fresh:
-            _disable()
+        try:
+            _run(["apt-get", "update", "-q"])
+            _run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *needs.packages()])
+        finally:  # apt may have unpacked it before it failed
+            if fresh and needs.path_of("sshd") is not None:
+                _disable()
 
 
 @contextmanager
 def nothing_started(policy: Path = POLICY) -> Iterator[None]:
     """While this is held no package starts a service; a policy that was there has its place again afterwards."""
-    kept = policy.with_name(f"{policy.name}.edgekit-kept")
-    if (policy.exists() or policy.is_symlink()) and _text(policy) != REFUSAL:
-        policy.replace(kept)
-    policy.write_text(REFUSAL, encoding="ascii")
-    policy.chmod(0o755)
+    kept, fresh = (policy.with_name(f"{policy.name}.edgekit-{name}") for name in ("kept", "new"))
     try:
+        fresh.write_text(REFUSAL, encoding="ascii")
+        fresh.chmod(0o755)
+        if (policy.exists() or policy.is_symlink()) and _text(policy) != REFUSAL:
+            policy.replace(kept)
+        fresh.replace(policy)
         yield
     finally:
+        fresh.unlink(missing_ok=True)
         if kept.exists() or kept.is_symlink():  # also one that a killed run left
             kept.replace(policy)
-        else:
-            policy.unlink(missing_ok=True)
+        elif _text(policy) == REFUSAL:
+            policy.unlink()
 
 
 def _text(path: Path) -> str:

@@ -8,13 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+from xml.etree import ElementTree
 
 import bench_results
 import mutations
 
+from edgekit.bench.instructions import PROTOCOL
 from edgekit.bench.journal import Identity, journal_path, open_journal
-from edgekit.bench.result import Failure, Figure, Window, from_json, to_json
+from edgekit.bench.judge import judge
+from edgekit.bench.result import (
+    BenchResult,
+    BundleRef,
+    Failure,
+    Figure,
+    Instructions,
+    Ratio,
+    Turns,
+    Window,
+    from_json,
+    to_json,
+)
 from edgekit.bench.words import lines
+from edgekit.bench_report.html import render
+from edgekit.bench_report.junit import junit
+from edgekit.bench_report.summary import markdown
+from edgekit.bench_report.words import Entry
+from edgekit.targets import load
 
 Target = Callable[[bytes], None]
 _RUN = Identity(bundle="a", protocol="b", machine="c", options="")
@@ -70,14 +89,41 @@ def _line(row: bytes, random: Random) -> bytes:
     return b'{"key":%s,"crc32":%d,"value":%s}' % (key, zlib.crc32(value), value)
 
 
+def _in_turns() -> BenchResult:
+    """Two bundles in turns."""
+
+    def ratio(name: Any, tokens: int, unit: str) -> Ratio:
+        ours, theirs = (bench_results.repeated(value, unit) for value in (12.0, 10.0))
+        return Ratio(name=name, tokens=tokens, ratio=bench_results.repeated(1.2, "ratio"), ours=ours, theirs=theirs)
+
+    ratios = (ratio("decode", 64, "tokens/s"), ratio("ttft", 32, "ms"))
+    one = bench_results.run(turns=Turns(ratios=ratios, window=bench_results.window(500.0, "throttled")))
+    other = BundleRef(name="old", model="x", manifest_sha256="cd" * 32, target="rpi5")
+    return bench_results.result(one, against=other)
+
+
+def _counted() -> BenchResult:
+    """Instructions alone."""
+    counts = bench_results.repeated(36.9, "M instructions/token", "emulated", spread=0.0001, n=2)
+    bare: dict[str, Any] = {"sweep": (), "loading": (), "prefill": (), "decode": None, "talk": None, "coherence": None}
+    found = Instructions(decode=counts, prefill=counts, cpu="cortex-a76", program="runtime/bin/llama-bench")
+    one = bench_results.run(kind="emulated", instructions=found, **bare)
+    return bench_results.result(one, kind="emulated", protocol=PROTOCOL)
+
+
 def results(_folder: Path) -> tuple[tuple[bytes, ...], Target]:
-    """bench.json: what is accepted can be written again, and shown."""
-    seeds = (bench_results.result(), bench_results.result(kind="emulated"))
+    """bench.json: what is accepted can be written again, shown, judged, and made into every report."""
+    seeds = (bench_results.result(), bench_results.result(kind="emulated"), _in_turns(), _counted())
+    rpi5 = load("rpi5")
 
     def target(data: bytes) -> None:
         found = from_json(data)
         assert from_json(to_json(found)) == found
         for line in lines(found):
             assert line.isprintable(), f"unprintable: {line!r:.300}"
+        entry = Entry(found, judge(found, rpi5))
+        assert entry.judgement.sentence.isprintable(), f"unprintable: {entry.judgement.sentence!r:.300}"
+        ElementTree.fromstring(junit([entry]))
+        assert "\x1b" not in markdown([entry]) + render([entry])
 
     return tuple(to_json(seed) for seed in seeds), target

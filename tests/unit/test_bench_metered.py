@@ -145,6 +145,16 @@ def test_a_cut_cable_spoils_no_reading(tmp_path: Path, monkeypatch: pytest.Monke
     there.close()
 
 
+def test_a_board_that_takes_no_readings_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.bench.metered._AGAIN_S", 0.01)
+    board, notes = Board(tmp_path / "board"), Notes()
+    with fed(board.device(), f"{board.home}/nowhere/meter.csv", Plug(), notes, hz=100.0):
+        until(lambda: "edgekit-feed" not in [thread.name for thread in threading.enumerate()])
+    assert len(board.calls) == 5
+    assert "does not take its readings" in notes.said[0]
+    assert notes.said[-1] == "power meter: given up after 5 tries"
+
+
 def test_a_measurement_far_away_follows_the_meter_that_is_here(tmp_path: Path) -> None:
     board, meter = Board(tmp_path / "board"), Plug()
     bundle = fake_board.bundle(tmp_path / "tiny.host")

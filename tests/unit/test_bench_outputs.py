@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +32,7 @@ from edgekit.errors import (
     DeviceError,
     EdgekitError,
     GateError,
+    InterruptError,
     InvalidMeasurementError,
     OptionError,
     OutOfMemoryError,
@@ -148,6 +150,29 @@ def test_what_is_kept_goes_when_everything_is_written(bundle: Bundle, tmp_path: 
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
+def test_what_is_kept_is_in_the_cache_s_list_and_can_be_cleaned(cli: Cli, own_cache: Path) -> None:
+    (path,) = kept(GOOD).paths
+    (entry,) = json.loads(cli("cache", "list", "--json").out)["entries"]
+    assert (entry["kind"], Path(entry["path"])) == ("bench", path.parent)
+    assert cli("cache", "clean", "--all").code == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), InterruptError("interrupted"), DeviceError("gone")])
+def test_ctrl_c_names_what_is_kept(
+    stop: BaseException, bundle: Bundle, cli: Cli, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    def far_away(_devices: Any, _bundle: Any, _target: Any, _words: Any, _progress: Any, kept: Keeper, *_: Any) -> None:
+        kept.keep(GOOD)
+        raise stop
+
+    monkeypatch.setattr("edgekit.cli.bench_devices.far_away", far_away)
+    said = cli("bench", bundle.root, "--device", "ssh://a", "--device", "ssh://b").err
+    (path,) = own_cache.glob("bench/*/bench.json")
+    named = f"what was measured is kept in {path}" in "".join(said.splitlines())
+    assert named == (not isinstance(stop, DeviceError)), said
+
+
 def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "file/cache"))
@@ -163,6 +188,22 @@ def test_a_terminal_that_is_gone_loses_nothing(bundle: Bundle, tmp_path: Path, m
         finish(Outputs(junit=tmp_path / "j.xml"), bundle, Measured({"a": GOOD}), {"a": tmp_path / "o.json"})
     assert (tmp_path / "o.json").is_file()
     assert (tmp_path / "j.xml").is_file()
+
+
+def test_a_result_that_cannot_be_judged_loses_neither_itself_nor_another(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(*_: Any) -> Any:
+        raise RuntimeError
+
+    ready, safe = Outputs().before(False), kept(GOOD, HOT)
+    monkeypatch.setattr("edgekit.bench.judge.judge", spoiled)
+    places = {"a": tmp_path / "a.json", "b": tmp_path / "b.json"}
+    with pytest.raises(RuntimeError):
+        ready.finish(two(GOOD, HOT), bundle, RPI5, places, safe)
+    assert from_json(places["a"].read_bytes()) == from_json(to_json(GOOD))
+    assert from_json(places["b"].read_bytes()) == from_json(to_json(HOT))
+    assert all(path.is_file() for path in safe.paths)
 
 
 def test_a_baseline_that_the_result_replaces_is_the_old_one(bundle: Bundle, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bench_results import result, run
 
 from edgekit.bench.result import BenchResult, Failure, Instructions, figure, from_json, schema_text, to_json
+from edgekit.bench.words import lines
 from edgekit.errors import FileFormatError
 
 COMMITTED = Path(__file__).parents[2] / "docs/schemas/bench.schema.json"
@@ -60,6 +61,23 @@ def test_schema_and_reader_refuse_the_same(change: dict[str, Any]) -> None:
     assert not validator().is_valid(data)
     with pytest.raises(FileFormatError):
         from_json(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("change", [{"values": []}, {"unit": "y" * 41}, {"interval": "y" * 41}])
+def test_a_figure_without_values_or_with_a_long_unit_is_refused(change: dict[str, Any]) -> None:
+    data = json.loads(to_json(RESULTS["counted"]))
+    figure = data["runs"][0]["instructions"]["decode"]
+    (figure if "values" in change else figure["quantity"]).update(change)
+    assert not validator().is_valid(data)
+    with pytest.raises(FileFormatError):
+        from_json(json.dumps(data).encode())
+
+
+def test_a_stranger_s_unit_cannot_write_to_the_terminal() -> None:
+    data = to_json(RESULTS["measured"]).replace(b'"tokens/s"', b'"\\u001b[2Jtokens"')
+    found = list(lines(from_json(data)))
+    assert any("tokens" in line for line in found)
+    assert all(line.isprintable() for line in found)
 
 
 @pytest.mark.parametrize("bits", [0, -4, 65])

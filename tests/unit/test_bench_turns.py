@@ -298,6 +298,9 @@ def test_both_arrive_under_one_name_without_engines_for_the_second(far: Far, tmp
     far.board.fed = 0
     far.measure(other)
     assert far.board.fed == 0, "both are there already"
+    older = fake_board.bundle(tmp_path / "older" / "older.host", size=5000, installer=False)
+    far.measure(older)
+    assert not (far.board.base / "against" / "tiny.host").exists(), "an earlier one takes no room"
 
 
 def test_only_a_result_of_both_bundles_is_taken(far: Far, tmp_path: Path) -> None:
@@ -318,14 +321,14 @@ def test_only_a_result_of_both_bundles_is_taken(far: Far, tmp_path: Path) -> Non
 # --- what readers are told --------------------------------------------------------------------------------------------
 
 
-def turned(ratio: float, kind: Any = "measured", failure: Failure | None = None) -> BenchResult:
+def turned(ratio: float, kind: Any = "measured", failure: Failure | None = None, rounds: int = 6) -> BenchResult:
     """A result whose decode speed and first token are `ratio` times the other's."""
 
     def one(name: Any, tokens: int, unit: str) -> Ratio:
-        spread = [ratio * share for share in (0.98, 1, 1.02)]
+        spread = [ratio * share for share in (0.98, 1.02, 1, 1, 0.98, 1.02)[:rounds]]
         return Ratio(
-            name=name, tokens=tokens, ratio=figure(spread, "ratio", kind), ours=figure([10.0] * 3, unit, kind),
-            theirs=figure([10 / ratio] * 3, unit, kind),
+            name=name, tokens=tokens, ratio=figure(spread, "ratio", kind), ours=figure([10.0] * rounds, unit, kind),
+            theirs=figure([10 / ratio] * rounds, unit, kind),
         )  # fmt: skip
 
     window = bench_results.window(500.0, "throttled <b>", temp=80)
@@ -344,11 +347,14 @@ def reports(result: BenchResult) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "decode", "first"),
-    [(1.5, "faster", "slower"), (0.5, "slower", "faster"), (1.01, "no sure difference", "no sure difference")],
-)
-def test_faster_and_slower(ratio: float, decode: str, first: str) -> None:
-    speed, ttft = words.turned(turned(ratio).runs[0])
+    ("ratio", "rounds", "decode", "first"),
+    [
+        (1.5, 6, "faster", "slower"), (0.5, 6, "slower", "faster"), (1.01, 6, *["no sure difference"] * 2),
+        (1.5, 2, *["too few rounds to say"] * 2), (1.5, 5, *["too few rounds to say"] * 2),
+    ],
+)  # fmt: skip
+def test_faster_and_slower(ratio: float, rounds: int, decode: str, first: str) -> None:
+    speed, ttft = words.turned(turned(ratio, rounds=rounds).runs[0])
     assert (speed.title, speed.says, ttft.title, ttft.says) == ("Decode of 64", decode, "First token after 32", first)
 
 

@@ -26,7 +26,7 @@ EDGEKIT = {
     "edgekit/bundle/__init__.py": "", "edgekit/bundle/tokenizer.py": "",
     "edgekit/__main__.py": "import sys\nprint(sys.argv[1:])\n"
     "if sys.argv[1] == 'bench' and '--json' in sys.argv:\n"
-    "    open(sys.argv[sys.argv.index('--json') + 1], 'x').write('{}')\n"
+    "    open(sys.argv[sys.argv.index('--json') + 1], 'w' if '--force' in sys.argv else 'x').write('{}')\n"
     "if 'bad' in sys.argv:\n    sys.exit(31)\n",
 }  # fmt: skip
 
@@ -293,6 +293,8 @@ def test_bench_ends_as_the_measurement_does(bundle: Path, run: Run, tmp_path: Pa
     assert (said.code, "the figures are in" in said.err) == (31, True)
     said = run(bundle / "bench.sh", cwd=tmp_path)
     assert (said.code, "the figures are in" in said.err) == (1, False)
+    said = run(bundle / "bench.sh", "--force", "bad", cwd=tmp_path)
+    assert (said.code, "the figures are in" in said.err) == (31, True), "it was replaced"
 
 
 def test_the_users_pip_settings_do_not_count(bundle: Path, run: Run, tmp_path: Path) -> None:

@@ -412,6 +412,35 @@ def test_a_meter_whose_clock_is_set(tmp_path: Path) -> None:
     meter.close()
 
 
+def test_a_meter_that_wrote_much_before_the_first_poll_is_not_late(tmp_path: Path) -> None:
+    path = tmp_path / "meter.csv"
+    meter, clock = follow(path, "t,w\n")
+    add(path, "".join(f"{100 + row / 1000:.3f},4.0\n" for row in range(250_000)))  # 3 MB, the newest is of 349.999 s
+    rows = meter.poll().rows
+    assert rows[-1] == (1000.0, 4.0), "the newest row has just arrived"
+    assert {watts for _, watts in rows} == {4.0}, "the first of them is whole"
+    clock.now += 1
+    add(path, "350.999,5\n")
+    assert meter.poll() == MeterReading(((1001.0, 5.0),))
+    meter.close()
+
+
+def test_a_meter_that_wrote_much_between_two_polls_is_no_clock_that_jumped(tmp_path: Path) -> None:
+    path = tmp_path / "meter.csv"
+    meter, clock = follow(path, "t,w\n")
+    add(path, "100,4\n")
+    assert meter.poll().rows == ((1000.0, 4.0),)
+    clock.now += 250
+    add(path, "".join(f"{100 + row / 1000:.3f},4.0\n" for row in range(1, 250_001)))
+    found = [meter.poll() for _ in range(4)]
+    assert [reading.reasons for reading in found] == [()] * 4
+    rows = [row for reading in found for row in reading.rows]
+    assert len(rows) == 250_000
+    assert rows[0][0] == pytest.approx(1000.001)
+    assert rows[-1][0] == pytest.approx(1250)
+    meter.close()
+
+
 def test_a_file_that_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "meter.csv"
     meter, _ = follow(path, "t,w\n" + "1,4\n" * 50)

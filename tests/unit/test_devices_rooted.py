@@ -45,6 +45,7 @@ case $1 in
     -q) printf 'NV Power Mode: %s\\n%s\\n' $(cat "$BOARD/mode") ;;
     -m)
         read -r answer && exit 9
+        [ ! -f "$BOARD/asks" ] || [ "$2" = 0 ] || { echo "DO YOU WANT TO REBOOT NOW? enter YES/yes:"; exit 1; }
         [ ! -f "$BOARD/restart" ] || { echo "NVPM WARN: Reboot required"; exit 0; }
         case $2 in 0) echo "15W 0" ;; 2) echo "MAXN_SUPER 2" ;; *) exit 1 ;; esac >"$BOARD/mode" ;;
 esac
@@ -149,14 +150,25 @@ def test_a_password_is_never_asked_for(board: Board, ours: Home, wanted: Wanted)
     assert state(board) == BEFORE
 
 
-def test_a_mode_that_needs_a_restart_is_refused(board: Board, ours: Home) -> None:
-    (board.folder / "restart").touch()
+@pytest.mark.parametrize("how", ["restart", "asks"])
+def test_a_mode_that_needs_a_restart_is_refused(board: Board, ours: Home, how: str) -> None:
+    (board.folder / how).touch()
     wanted = Wanted(power_mode="MAXN_SUPER")
     with (
         pytest.raises(DeviceError, match="stays in the power mode 15W: MAXN_SUPER needs a restart"),
         rooted.settings(board.device(), ours.restore, wanted, Quiet()),
     ):
         pytest.fail("set")
+
+
+def test_a_mode_that_is_not_told_afterwards_is_refused(board: Board, ours: Home) -> None:
+    program(board, "nvpmodel", NVPMODEL.replace('2) echo "MAXN_SUPER 2"', "2) echo"))
+    with (
+        pytest.raises(DeviceError, match="does not say its power mode after it was set to MAXN_SUPER"),
+        rooted.settings(board.device(), ours.restore, Wanted(power_mode="MAXN_SUPER"), Quiet()),
+    ):
+        pytest.fail("set")
+    assert state(board) == BEFORE
 
 
 def test_a_governor_that_does_not_stay_is_refused_and_the_others_go_back(board: Board, ours: Home) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -171,6 +171,19 @@ def test_what_stays_behind_does_not_hold_us() -> None:
     begin = time.monotonic()
     assert run("sh", "-c", "sleep 30 & echo x") == b"x\n"
     assert time.monotonic() - begin < 25
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 1])
+def test_what_it_started_ends_with_it(limit: int, tmp_path: Path) -> None:
+    """When it takes too long, and when it writes too much."""
+    command = ["sh", "-c", 'sleep 600 & echo $! >"$0"; echo much; wait', str(tmp_path / "child")]
+    with pytest.raises(TimeoutError) if limit > 1 else nullcontext():
+        run(*command, timeout=0.5, limit=limit)
+    state = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    deadline = time.monotonic() + 30
+    while state.exists() and state.read_text().rpartition(") ")[2][0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_signal_ends_as_a_shell_says_it() -> None:

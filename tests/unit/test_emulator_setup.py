@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from edgekit.files import cache_dir
 APT = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"
 "$POLICY" ssh start; echo "policy $?" >> "$LOG"
+case $1 in install) touch "$(dirname "$0")/sshd"; [ -z "$CUT" ] || kill -INT "$CUT" ;; esac
+[ "$1" != "$FAILING" ] || exit 100
 exit "${FAILS:-0}"
 """
 
@@ -43,7 +46,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("POLICY", str(policy))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(needs, "path_of", lambda _program: None)
+    monkeypatch.setattr(needs, "path_of", lambda program: program if (bin_ / program).exists() else None)
     return policy
 
 
@@ -64,6 +67,58 @@ def test_a_failure_of_apt_is_told_and_the_policy_goes(system: Path, monkeypatch:
     with pytest.raises(EmulatorError, match="apt-get update ended with 100"):
         install.install(system)
     assert not system.exists()
+
+
+@pytest.mark.parametrize(("failing", "disabled"), [("update", False), ("install", True)])
+def test_a_server_that_a_failing_apt_unpacked_does_not_start_with_the_machine(
+    system: Path, monkeypatch: pytest.MonkeyPatch, failing: str, disabled: bool
+) -> None:
+    monkeypatch.setenv("FAILING", failing)
+    with pytest.raises(EmulatorError, match=f"apt-get {failing} ended with 100"):
+        install.install(system)
+    assert ("systemctl mask ssh.service ssh.socket" in log(system)) == disabled
+    assert not system.exists()
+
+
+def test_nor_does_one_that_ctrl_c_left(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUT", str(os.getpid()))
+    with pytest.raises(KeyboardInterrupt):
+        install.install(system)
+    assert "systemctl mask ssh.service ssh.socket" in log(system)
+    assert not system.exists()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_ctrl_c_while_the_policy_is_put_in_place(system: Path, monkeypatch: pytest.MonkeyPatch, moved: bool) -> None:
+    real = Path.replace
+    system.write_text("mine")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path == system:
+            monkeypatch.setattr(Path, "replace", real)
+            if moved:
+                real(path, target)
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), install.nothing_started(system):
+        pytest.fail("interrupted before")
+    assert [path.name for path in system.parent.iterdir()] == ["policy-rc.d"]
+    assert system.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_closes_ends_it_in_order(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    monkeypatch.setattr("edgekit.emulator.__main__.install", lambda: signal.raise_signal(number))
+    try:
+        signal.signal(number, lambda *_: pytest.fail("not handled"))
+        assert main(["install"]) == 130
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def test_a_machine_without_apt(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

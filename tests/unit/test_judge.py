@@ -9,7 +9,9 @@ import pytest
 from bench_results import FACTS, KNOWN, coherence, repeated, result, run, window
 
 from edgekit.bench import judge as judging
+from edgekit.bench import plan
 from edgekit.bench.baseline import digest
+from edgekit.bench.instructions import PROTOCOL as COUNTS
 from edgekit.bench.judge import Judgement, Judgements, Overrides, judge
 from edgekit.bench.plausibility import family_and_size
 from edgekit.bench.result import BenchResult, Failure, Instructions, TracePoint, figure, from_json, to_json
@@ -85,6 +87,13 @@ def test_without_a_reference_nothing_passes() -> None:
     assert "no sealed reference" in found.sentence
 
 
+def test_a_format_without_coherence_does_not_hide_behind_another() -> None:
+    found = judged(result(run("gguf"), run("onnx", coherence=None)))
+    assert [engine.verdict for engine in found.engines] == ["PASS", "NOT JUDGED"]
+    assert found.verdict == "NOT JUDGED"
+    assert "coherence was not measured" in found.sentence
+
+
 def test_a_limited_figure_that_was_not_made_fails() -> None:
     assert judged(result(run(seen=coherence(generation=None)))).verdict == "FAIL"
 
@@ -111,7 +120,14 @@ def counted(*values: float, **changes: Any) -> BenchResult:
     counts = figure(values, "M instructions/token", "emulated")
     made = Instructions(decode=counts, prefill=counts, cpu="cortex-a76", program="runtime/bin/llama-bench")
     bare: dict[str, Any] = {"sweep": (), "loading": (), "prefill": (), "decode": None, "talk": None, "coherence": None}
-    return result(run(kind="emulated", instructions=made, **bare), kind="emulated", **changes)
+    one = run(kind="emulated", instructions=made, **bare)
+    return result(one, **{"kind": "emulated", "protocol": COUNTS, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"kind": "measured"}, {"protocol": plan.protocol("standard")}])
+def test_counts_are_no_way_around_coherence(changes: dict[str, Any]) -> None:
+    assert judged(counted(36.9, 36.9)).verdict == "PASS"
+    assert judged(counted(36.9, 36.9, **changes)).verdict == "NOT JUDGED"
 
 
 @pytest.mark.parametrize(("values", "verdict"), [((36.9, 36.95), "FAIL"), ((36.9,), "FAIL"), ((36.9, 36.91), "PASS")])

@@ -20,10 +20,12 @@ for word; do
     esac
 done
 [ -z "$out" ] || set -- --json "$out" "$@"
-code=0 old=no
-[ ! -e "$out" ] || old=yes
+written() { # when it was; nothing where there is no such file
+    stat -c '%i %y' -- "$out" 2>/dev/null || :
+}
+code=0 before=$(written)
 "$venv/bin/python" -I -m edgekit bench "$root" --device local "$@" || code=$?
-if [ -f "$out" ] && { [ "$code" = 0 ] || [ "$old" = no ]; }; then
+if [ -f "$out" ] && [ "$(written)" != "$before" ]; then
     printf 'edgekit: the figures are in %s\n' "$out" >&2
 fi
 exit "$code"

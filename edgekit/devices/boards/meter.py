@@ -140,8 +140,7 @@ class CsvMeter:
         self.name = f"the meter's file {shown(path.name)}"
         self._path, self._clock = path, clock
         self._handle = self._open()
-        first = os.pread(self._handle, _MAX_ROW, 0).split(b"\n", 1)[0]
-        self._columns = _header(_cells(first))
+        self._columns = self._head()
         self._place = os.fstat(self._handle).st_size
         self._skip = self._place > 0 and os.pread(self._handle, 1, self._place - 1) != b"\n"
         self._left = b""
@@ -163,7 +162,7 @@ class CsvMeter:
             reasons.append(f"{self.name} has a row without end")
         read = [row for line in whole if line.strip() and (row := self._row(line, reasons))]
         rows = []
-        for point in self._placed(read, self._clock(), reasons):
+        for point in self._placed(read, self._clock(), len(data) < _PIECE, reasons):
             if point[0] < self._latest:
                 reasons.append(f"{self.name} has rows out of order")
                 continue
@@ -188,6 +187,10 @@ class CsvMeter:
             raise OptionError(f"the meter's file {self._path} is no plain file", expected="a CSV file")
         return handle
 
+    def _head(self) -> _Columns | None:
+        """The columns by the file's first row."""
+        return _header(_cells(os.pread(self._handle, _MAX_ROW, 0).split(b"\n", 1)[0]))
+
     def _more(self, reasons: list[str]) -> bytes:
         """What has been written since; a file that was put in its place or cut is read from its beginning."""
         now, mine = self._path.stat(), os.fstat(self._handle)
@@ -196,6 +199,9 @@ class CsvMeter:
             fresh = self._open()
             os.close(self._handle)
             self._handle, self._place, self._left, self._skip = fresh, 0, b"", False
+        if self._offset is None and now.st_size - self._place >= _PIECE:  # its time cannot be told before the end
+            self._place, self._left, self._skip = now.st_size - _PIECE // 2, b"", True
+            self._columns = self._head() or self._columns
         data = os.pread(self._handle, _PIECE, self._place)
         self._place += len(data)
         return data
@@ -215,8 +221,15 @@ class CsvMeter:
             return None
         return stamp, watts * columns.scale
 
-    def _placed(self, rows: list[tuple[float | None, float]], now: float, reasons: list[str]) -> list[Point]:
-        """Rows on our clock: the newest one of them has just arrived."""
+    def _placed(
+        self, rows: list[tuple[float | None, float]], now: float, ended: bool, reasons: list[str]
+    ) -> list[Point]:
+        """Rows on our clock: the newest one of them has just arrived, if they reach the file's end."""
+        if not ended:  # older ones say nothing about now, and without a place in time they say nothing at all
+            return [
+                (now if stamp is None else stamp + (self._offset or 0.0), watts)
+                for stamp, watts in rows if stamp is None or self._offset is not None
+            ]  # fmt: skip
         newest = next((stamp for stamp, _ in reversed(rows) if stamp is not None), None)
         if newest is not None and self._offset is not None and abs(newest + self._offset - now) > _JUMP:
             reasons.append(f"the clock of {self.name} jumped")
