@@ -11,11 +11,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgekit.checkpoint.checkpoint import Checkpoint
-from edgekit.errors import FileFormatError, GridError, InputNotFoundError, OptionError
+from edgekit.errors import FileFormatError, GridError, OptionError
 from edgekit.grids import get
 from edgekit.options import Container
 from edgekit.quantize.budgeted import plan_of_grids
 from edgekit.quantize.groups import Group, groups
+from edgekit.quantize.json_file import read_json
 from edgekit.quantize.plan import Plan
 from edgekit.targets import Target
 
@@ -65,14 +66,7 @@ def read(path: Path) -> PlanFile:
         InputNotFoundError: nothing is there.
         FileFormatError: too large, not JSON, a wrong, missing or unknown key, a format listed twice.
     """
-    if not path.is_file():
-        raise InputNotFoundError(f"there is no plan at {path}", remedy="make one with edgekit plan -o")
-    if path.stat().st_size > MAX_BYTES:
-        raise FileFormatError(f"{path} is larger than {MAX_BYTES >> 20} MiB", expected="a plan")
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=PlanFile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not a plan ({error})", remedy=_AGAIN) from error
+    found = read_json(path, PlanFile, "plan", MAX_BYTES, _AGAIN)
     if len({part.format for part in found.plans}) != len(found.plans):
         raise FileFormatError(f"{path} lists a format twice", expected="each format once", remedy=_AGAIN)
     return found

@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgekit.checkpoint.checkpoint import Checkpoint
-from edgekit.errors import FileFormatError, InputNotFoundError, OptionError
+from edgekit.errors import FileFormatError, OptionError
 from edgekit.options import Container
 from edgekit.quantize.groups import groups
+from edgekit.quantize.json_file import read_json
 
 MAX_BYTES = 64 << 20
 _MOST_DAMAGE = 1e9
@@ -82,14 +83,7 @@ def read(path: Path) -> SensitivityMap:
         FileFormatError: too large, not JSON (which knows no NaN), a wrong, missing or unknown key, a number that is
             negative or not finite, a group without its anchor's error.
     """
-    if not path.is_file():
-        raise InputNotFoundError(f"there is no sensitivity map at {path}", remedy="make one with edgekit sensitivity")
-    if path.stat().st_size > MAX_BYTES:
-        raise FileFormatError(f"{path} is larger than {MAX_BYTES >> 20} MiB", expected="a sensitivity map")
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=SensitivityMap)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not a sensitivity map ({error})", remedy=_AGAIN) from error
+    found = read_json(path, SensitivityMap, "sensitivity map", MAX_BYTES, _AGAIN)
     for group in found.groups:
         if group.anchor not in group.errors or group.errors.keys() != group.bytes.keys():
             raise FileFormatError(
