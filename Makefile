@@ -42,7 +42,8 @@ demo: $(VENV)/.build ## Build SmolLM2-135M for a Raspberry Pi 5, show its cohere
 	$(BIN)/edgekit run dist/smollm2-135m.rpi5 "What is a Raspberry Pi? Answer in one sentence." --engine onnx --max-tokens 60
 
 test: $(VENV)/.dev ## Run the unit and integration tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical tests/unit tests/fuzz
+	$(BIN)/python -m pytest tests/integration
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check

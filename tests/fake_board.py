@@ -142,8 +142,9 @@ class Board:
         for name, text in _SHIMS.items():
             path = self.folder / "bin" / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text("#!/bin/sh\n" + text)
-            path.chmod(0o755)
+            if not path.exists():  # a second connection to it may come while the first one runs it
+                path.write_text("#!/bin/sh\n" + text)
+                path.chmod(0o755)
         self.boot("11111111-0000")
 
     @property
