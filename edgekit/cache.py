@@ -18,26 +18,28 @@ from typing import Literal
 import msgspec
 
 from edgekit import locks
-from edgekit.errors import OptionError
 from edgekit.files import cache_dir, copy_tree, sha256, sweep, whole_folder
 from edgekit.hashes import FOLDER as HASHES
+from edgekit.sizes import parse_size
 
 STAGES = "stages"
 CONVERSIONS = ("demo", "gguf", "lora")
 """Folders of models that were converted into checkpoints, one folder a model."""
-TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels", "bench")
-"""Other people's exporters, sources, zig's own cache, runtimes on the way and done, wheels, results of measurements
-that stand nowhere else; the bound counts none."""
-ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS, RESULTS = TOOLS
+TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels")
+"""Other people's exporters and emulated boards, sources, zig's own cache, runtimes on the way and done, wheels."""
+ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS = TOOLS
+MEASUREMENTS = "bench"
+"""Folder of what measurements leave: journals of those that did not end, results that stand nowhere else."""
+JOURNALS, RESULTS = "journals", "results"
 DEFAULT_BOUND = 20_000_000_000
 RECENT = 24 * 3600.0
 """Seconds that a conversion is spared for when a build makes room: another command may be reading it, unlocked."""
 _LABEL, _FILES = "entry.json", "files"
 _MAX_LABEL = 4 << 20
 _KEY = re.compile(r"[0-9a-f]{64}")
+_LEFT = {JOURNALS: re.compile(r"bench-[0-9a-f]{16}\.jsonl"), RESULTS: re.compile(r"result-[0-9a-f]{16}")}
+"""Names in MEASUREMENTS, by kind."""
 _STAGE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class FileSum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +71,7 @@ class Entry:
     """One thing in the cache that can be removed by itself."""
 
     kind: str
-    """The stage's name, or the folder of a conversion or a tool."""
+    """The stage's name, the folder of a conversion or a tool, JOURNALS or RESULTS."""
     what: str
     path: Path
     nbytes: int
@@ -80,7 +82,12 @@ class Entry:
     whole: bool = True
     """False: its label is missing or wrong, so it will never be used."""
     is_stage: bool = False
-    """Whether it is a stage's result; otherwise a conversion, a tool or the remembered checksums."""
+    """Whether it is a stage's result; otherwise what its kind says."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the cache's bound counts it."""
+        return self.is_stage or self.kind in (*CONVERSIONS, HASHES)
 
 
 # -- files and checksums
@@ -185,11 +192,11 @@ def using(folder: Path) -> Iterator[None]:
 
 def entries(root: Path) -> list[Entry]:
     """Everything that edgekit put there, least recently used first; what it does not know is left out."""
-    return _by_use([*bounded_entries(root), *_folder_entries(root, TOOLS)])
+    return _by_use([*bounded_entries(root), *_folder_entries(root, TOOLS), *_measurements(root)])
 
 
 def bounded_entries(root: Path) -> list[Entry]:
-    """As :func:`entries`, without TOOLS: what the cache's bound counts."""
+    """As :func:`entries`: what the cache's bound counts."""
     found = [*_stage_entries(root), *_folder_entries(root, CONVERSIONS)]
     if (root / HASHES).is_dir():
         found.append(_folder_entry(HASHES, "checksums of input files", root / HASHES))
@@ -226,10 +233,19 @@ def _folder_entries(root: Path, kinds: Sequence[str]) -> Iterator[Entry]:
                     yield _folder_entry(kind, place.name, place)
 
 
+def _measurements(root: Path) -> Iterator[Entry]:
+    """Journals are files, kept results folders."""
+    for place in _listed(root / MEASUREMENTS):
+        for kind, pattern in _LEFT.items():
+            if pattern.fullmatch(place.name) and place.is_dir() == (kind == RESULTS):
+                with suppress(FileNotFoundError):
+                    yield _folder_entry(kind, place.stem, place)
+
+
 def _folder_entry(kind: str, what: str, place: Path) -> Entry:
-    """A folder without a label: its files tell how old it is, its own time when it was used."""
-    status, size = place.stat(), 0
-    created = status.st_mtime
+    """A folder without a label, or a file: its files tell how old it is, its own time when it was used."""
+    status = place.stat()
+    created, size = status.st_mtime, status.st_size if place.is_file() else 0
     for path in place.rglob("*"):
         with suppress(OSError):
             if path.is_file():
@@ -239,8 +255,13 @@ def _folder_entry(kind: str, what: str, place: Path) -> Entry:
 
 
 def _folders(parent: Path) -> list[Path]:
+    return [path for path in _listed(parent) if path.is_dir()]
+
+
+def _listed(parent: Path) -> list[Path]:
+    """What lies in a folder, without links."""
     try:
-        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+        return sorted(path for path in parent.iterdir() if not path.is_symlink())
     except OSError:
         return []
 
@@ -271,7 +292,7 @@ def remove(root: Path, entry: Entry) -> bool:
 
 
 def discard(place: Path) -> None:
-    """Remove a folder whose lock the caller holds, if it is there.
+    """Remove a folder or file whose lock the caller holds, if it is there.
 
     It gets a temporary name first: what a killed process leaves of it is no entry, and :func:`tidy` finds it. Raises
     OSError when it cannot be renamed.
@@ -279,7 +300,10 @@ def discard(place: Path) -> None:
     left = place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
     with suppress(FileNotFoundError):
         place.rename(left)
-        shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -325,7 +349,7 @@ def make_room(root: Path, bound: int) -> None:
 
 def tidy(root: Path) -> None:
     """Remove temporary folders and locks that killed processes left in the cache."""
-    folders = [*(root / kind for kind in (*CONVERSIONS, *TOOLS)), *_folders(root / STAGES)]
+    folders = [*(root / kind for kind in (*CONVERSIONS, *TOOLS, MEASUREMENTS)), *_folders(root / STAGES)]
     for folder in (*folders, root / HASHES):
         sweep(folder)
     sweep(root, HASHES)
@@ -362,9 +386,6 @@ def chosen(found: Sequence[Entry], *, older_than: float | None, max_bytes: int |
     return going
 
 
-# -- sizes and ages as people write them
-
-
 def bound() -> int:
     """Bytes the cache may have: $EDGEKIT_CACHE_SIZE, or 20 GB.
 
@@ -373,27 +394,3 @@ def bound() -> int:
     """
     text = os.environ.get("EDGEKIT_CACHE_SIZE", "").strip()
     return parse_size(text, "EDGEKIT_CACHE_SIZE") if text else DEFAULT_BOUND
-
-
-def parse_size(text: str, name: str) -> int:
-    """Bytes of "5GB", "500 MB", "1.5GiB" or "0"; GB is 10⁹ bytes, GiB 2³⁰.
-
-    Raises:
-        OptionError: it is not a size; `name` says of what.
-    """
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]?I?)B?", text.strip().upper())
-    if match is None or match[2] not in _UNITS:
-        raise OptionError(f"{name} is {text!a}", expected='a size such as "5GB" or "500MB"')
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def parse_age(text: str, name: str) -> float:
-    """Seconds of "30d", "12h", "2w", "90m" or "45s".
-
-    Raises:
-        OptionError: it is not a time; `name` says of what.
-    """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([smhdw])", text.strip().lower())
-    if match is None:
-        raise OptionError(f"{name} is {text!a}", expected='a time such as "30d" or "12h"')
-    return float(match[1]) * _SPANS[match[2]]

@@ -18,16 +18,19 @@ from edgekit.bench.result import (
     Device,
     DeviceCoherence,
     EngineRun,
+    Failure,
     Figure,
     Kind,
     Loading,
     Percentiles,
     Prefill,
+    Ratio,
     Settings,
     SweepPoint,
     Talk,
     TargetRef,
     TracePoint,
+    Turns,
     Window,
     figure,
 )
@@ -169,3 +172,33 @@ def result(*runs: EngineRun, kind: Any = "measured", **changes: Any) -> BenchRes
         ),
     }  # fmt: skip
     return BenchResult(**(found | changes))
+
+
+OTHER = BundleRef(name="old|<script>\x1b[2J", model="x", manifest_sha256="cd" * 32, target="rpi5")
+"""What :func:`turned` was measured in turns with."""
+
+
+def turned(
+    ratio: float, kind: Any = "measured", failure: Failure | None = None, rounds: int = 6, *,
+    disturbances: tuple[str, ...] = ("throttled <b>",), energy: float | None = None, more: dict[str, Any] | None = None,
+) -> BenchResult:  # fmt: skip
+    """A result whose decode speed and first token are `ratio` times the other's; `more` is of its run."""
+
+    def one(name: Any, tokens: int, unit: str, ratio: float = ratio) -> Ratio:
+        spread = [ratio * share for share in (0.98, 1.02, 1, 1, 0.98, 1.02)[:rounds]]
+        return Ratio(
+            name=name, tokens=tokens, ratio=figure(spread, "ratio", kind), ours=figure([10.0] * rounds, unit, kind),
+            theirs=figure([10 / ratio] * rounds, unit, kind),
+        )  # fmt: skip
+
+    turns = Turns(
+        ratios=() if failure else (one("decode", 64, "tokens/s"), one("ttft", 32, "ms")), failure=failure,
+        window=window(500.0, *disturbances, temp=80),
+        energy=None if energy is None else one("energy", 64, "mJ/token", energy),
+    )  # fmt: skip
+    return result(run("gguf", kind=kind, turns=turns, **(more or {})), kind=kind, against=OTHER)
+
+
+def other(*runs: EngineRun, **changes: Any) -> BenchResult:
+    """A result of the bundle that :func:`turned` was measured in turns with."""
+    return result(*runs, **({"bundle": OTHER} | changes))

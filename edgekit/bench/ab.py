@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from msgspec import Struct
 
@@ -25,7 +26,7 @@ from edgekit.errors import OptionError
 
 _WARM_TOKENS = 2
 _TRACE = 1000
-_UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "ttft": "ms", "load": "s"}
+_UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "ttft": "ms", "load": "s", "energy": "mJ/token"}
 _SPEEDS = ("decode", "prefill")
 """Figures whose ratios have to be sure before it ends; loading varies more than a user waits for."""
 
@@ -52,7 +53,20 @@ class Round(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ours: tuple[Value, ...]
     theirs: tuple[Value, ...]
+    energy: tuple[float, float] | None = None
+    """Millijoules per generated token of both, ours first; None unless both were metered and generated as many."""
     window: Window
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One side of a round; stretches are (begin, end) of the monotonic clock, in seconds."""
+
+    values: tuple[Value, ...]
+    whole: tuple[float, float]
+    decode: tuple[float, float]
+    tokens: int
+    """Generated."""
 
 
 def shared(bundle: Bundle, other: Bundle, formats: Sequence[Format] = ()) -> tuple[Format, ...]:
@@ -102,19 +116,28 @@ def in_turns(
         tell(len(rounds), bench.protocol.repeats_max)
     return Turns(
         ratios=tuple(_ratio(bench, rounds, name, tokens, stopped) for name, tokens in _common(rounds)),
-        window=_whole([one.window for one in rounds]),
-    )
+        energy=_energy(bench, rounds, stopped), window=_whole([one.window for one in rounds]),
+    )  # fmt: skip
 
 
 def _round(bench: Bench, start: Start, ours: Side, theirs: Side, *, swapped: bool) -> Round:
     order = (theirs, ours) if swapped else (ours, theirs)
     first, second = (_turn(bench.protocol, start, side) for side in order)
     mine, other = (second, first) if swapped else (first, second)
-    return Round(ours=mine[0], theirs=other[0], window=bench.window([first[1], second[1]]))
+    return Round(
+        ours=mine.values, theirs=other.values, energy=_millijoules(bench, mine, other),
+        window=bench.window([first.whole, second.whole]),
+    )  # fmt: skip
 
 
-def _turn(protocol: Protocol, start: Start, side: Side) -> tuple[tuple[Value, ...], tuple[float, float]]:
-    """Load, warm up, read every prompt, generate; the figures, and when it began and ended."""
+def _millijoules(bench: Bench, mine: _Turn, other: _Turn) -> tuple[float, float] | None:
+    """Per token, ours first. A share of nothing is no ratio: a meter that says 0 J has measured nothing."""
+    found = bench.sensors.joules([mine.decode, other.decode]) if mine.tokens == other.tokens else []
+    return (1000 * found[0] / mine.tokens, 1000 * found[1] / mine.tokens) if found and min(found) > 0 else None
+
+
+def _turn(protocol: Protocol, start: Start, side: Side) -> _Turn:
+    """Load, warm up, read every prompt, generate."""
     worker = start()
     try:
         opened = worker.ask(side.request, Opened)
@@ -129,7 +152,7 @@ def _turn(protocol: Protocol, start: Start, side: Side) -> tuple[tuple[Value, ..
             found.append(Value(name="ttft", tokens=tokens, value=1000 * (read.encode + read.prefill + read.choose)))
         made = worker.ask(Generate(tokens=count), Generating)
         found.append(Value(name="decode", tokens=count, value=count / (made.end - made.begin)))
-        return tuple(found), (opened.begin, made.end)
+        return _Turn(tuple(found), (opened.begin, made.end), (made.begin, made.end), count)
     finally:
         worker.close()
 
@@ -169,8 +192,20 @@ def _ratios(rounds: Sequence[Round], name: str, tokens: int) -> list[float]:
 def _ratio(bench: Bench, rounds: Sequence[Round], name: str, tokens: int, stopped: Stop) -> Ratio:
     ours = _values([one.ours for one in rounds], name, tokens)
     theirs = _values([one.theirs for one in rounds], name, tokens)
+    return _of_pairs(bench, name, tokens, list(zip(ours, theirs, strict=True)), stopped)
+
+
+def _energy(bench: Bench, rounds: Sequence[Round], stopped: Stop) -> Ratio | None:
+    """Over the rounds in which both were metered."""
+    pairs = [one.energy for one in rounds if one.energy is not None]
+    tokens = next((value.tokens for value in rounds[0].ours if value.name == "decode"), 0)
+    return _of_pairs(bench, "energy", tokens, pairs, stopped) if pairs else None
+
+
+def _of_pairs(bench: Bench, name: Any, tokens: int, pairs: Sequence[tuple[float, float]], stopped: Stop) -> Ratio:
+    ours, theirs = zip(*pairs, strict=True)
     return Ratio(
-        name=name, tokens=tokens, ratio=bench.figure(_ratios(rounds, name, tokens), "ratio", stopped),  # type: ignore[arg-type]
+        name=name, tokens=tokens, ratio=bench.figure([mine / other for mine, other in pairs], "ratio", stopped),
         ours=bench.figure(ours, _UNITS[name], stopped), theirs=bench.figure(theirs, _UNITS[name], stopped),
     )  # fmt: skip
 

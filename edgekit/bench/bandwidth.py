@@ -11,6 +11,7 @@ asks for huge pages, as the loop does; the pages of a mapped model file are smal
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -29,6 +30,8 @@ _USUAL = 256 << 20
 _MOST = 2 << 30
 _BRIEF, _BRIEF_MOST, _BRIEF_S = 64 << 20, 512 << 20, 0.7
 """Bytes at least and at most, and seconds after which no pass begins: the last one takes the rest of a second."""
+_PASS_S, _TIMES = 0.03, 4
+"""Seconds that a pass should take, because waking a thread takes up to a millisecond; readings of a pass at most."""
 _SHARE = 4
 """One part in this many of the free memory is taken."""
 _CACHE_FILES = "/sys/devices/system/cpu/cpu{}/cache/index{}/size"
@@ -135,9 +138,12 @@ def _measure(
     buffer: NDArray[np.int32], threads: int, runs: int, clock: Callable[[], float], late: Callable[[], bool]
 ) -> Bandwidth | None:
     """None when it was late before a pass that counts."""
-    parts, rates = np.array_split(buffer, threads), list[float]()
+    parts, rates, times = np.array_split(buffer, threads), list[float](), 1
     while len(rates) <= runs and not late():
-        rates.append(buffer.nbytes / max(_pass(parts, clock), 1e-9) / 1e9)
+        seconds = max(_pass(parts, times, clock), 1e-9)
+        rates.append(times * buffer.nbytes / seconds / 1e9)
+        if len(rates) == 1:
+            times = min(max(math.ceil(_PASS_S / seconds), 1), _TIMES)
     if not (rates := rates[1:]):
         return None
     mean = statistics.fmean(rates)
@@ -152,15 +158,16 @@ def _measure(
     )
 
 
-def _pass(parts: Sequence[NDArray[np.int32]], clock: Callable[[], float]) -> float:
-    """Seconds from the start of the first thread, all being ready, to the end of the last one."""
+def _pass(parts: Sequence[NDArray[np.int32]], times: int, clock: Callable[[], float]) -> float:
+    """Seconds from the start of the first thread, all being ready, to the end of the last one, each reading `times`."""
     ready = threading.Barrier(len(parts))
     begins, ends = [0.0] * len(parts), [0.0] * len(parts)
 
     def work(index: int) -> None:
         ready.wait()
         begins[index] = clock()
-        np.maximum.reduce(parts[index])
+        for _ in range(times):
+            np.maximum.reduce(parts[index])
         ends[index] = clock()
 
     workers = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(parts))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from edgekit.bench import plan
 from edgekit.bench.disturbances import Disturbed, of_engine, of_run
 from edgekit.bench.figures import Named, by_key, named
+from edgekit.bench.ratios import InTurns
 from edgekit.bench.result import BenchResult, EngineRun, from_json, to_json
 from edgekit.bench.verdicts import Check, Verdict
 from edgekit.bundle.paths import plain
@@ -76,14 +78,25 @@ def _formats(result: BenchResult) -> str:
     return " and ".join(sorted({run.format for run in result.runs}))
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """What was measured in turns with the baseline's bundle, and what disturbed the whole run meanwhile."""
+
+    found: Mapping[str, InTurns] = field(default_factory=dict)
+    """By key of the figure; such a ratio is judged instead of the two runs' medians."""
+    whole: tuple[str, ...] = ()
+
+
 def checks(
-    run: EngineRun, baseline: BenchResult, state: Disturbed, target: Target, cv_max: float | None = None
-) -> list[Check]:
+    run: EngineRun, baseline: BenchResult, state: Disturbed, target: Target, cv_max: float | None = None,
+    rounds: Rounds | None = None,
+) -> list[Check]:  # fmt: skip
     """One check for every figure that both have; none of time where it was emulated.
 
-    A speed is compared with one of the same threads and CPUs. Where the runs chose others, that is said, and what both
-    sweeps measured with the baseline's threads is compared instead. A baseline that was itself disturbed gives no
-    verdict on speeds.
+    A figure that was measured in turns with the baseline's bundle, in enough rounds, is judged by that ratio. Another
+    speed is compared with one of the same accelerator, threads and CPUs. Where the runs chose others, that is said, and
+    what both sweeps measured with the baseline's threads is compared instead. A baseline that was itself disturbed
+    gives no verdict on speeds.
 
     Args:
         run: of the result that is judged.
@@ -91,27 +104,59 @@ def checks(
         state: of the result.
         target: of both.
         cv_max: coefficient of variation above which repetitions of the baseline are no measurement.
+        rounds: with the baseline's bundle, when there were any.
     """
     earlier = next((one for one in baseline.runs if one.format == run.format), None)
     if run.failure:
         return []
+    turned = rounds or Rounds()
+    enough = {key: one for key, one in turned.found.items() if one.enough}
+    made = [_ratio(key, one, Disturbed(state.emulated, (*turned.whole, *one.disturbed))) for key, one in enough.items()]
+    if turned.found and not enough:
+        n = max(one.ratio.n for one in turned.found.values())
+        why = f"{n} rounds are too few to judge; the medians of two runs are compared instead"
+        made.append(_not_compared("turns", "Ratios in turns", why))
     if earlier is None or earlier.failure:
         why = "it has no such format" if earlier is None else "its run ended early"
-        return [_not_compared("format", "Figures", why)]
+        return [*made, _not_compared("format", "Figures", why)]
     spoiled = (*of_run(baseline, target), *of_engine(earlier, baseline, cv_max))
-    made, before = list[Check](), by_key(earlier)
+    return [*made, *_medians(run, earlier, state, spoiled, enough)]
+
+
+def _medians(
+    run: EngineRun, earlier: EngineRun, state: Disturbed, spoiled: Sequence[str], judged: Collection[str]
+) -> Iterator[Check]:
+    """Checks of figures of two separate runs, but for those that are `judged` already."""
+    before = {key: one for key, one in by_key(earlier).items() if key not in judged}
     if spoiled and any(one.kind == "measured" for one in before.values()):
         why = f"the baseline itself was disturbed ({spoiled[0]})"
-        made.append(_not_compared("disturbed", "Speed and energy", why, "INVALID"))
+        title = "Speed and energy beside those in turns" if judged else "Speed and energy"
+        yield _not_compared("disturbed", title, why, "NOT JUDGED" if judged else "INVALID")
     unlike = {phase: why for phase in _PHASES if (why := _unlike(phase, run, earlier))}
     pairs = [(found, before[found.key]) for found in by_key(run).values() if found.key in before]
     pairs = [pair for pair in pairs if _phase(pair[0].key) not in unlike]
     if not spoiled:
-        for phase, why in unlike.items():
+        left = {phase: why for phase, why in unlike.items() if phase not in map(_phase, judged)}
+        for phase, why in left.items():
             if any(_phase(key) == phase for key in before):
-                made.append(_not_compared(f"threads/{phase}", _PHASES[phase], why))
-        pairs += [pair for phase in unlike for pair in _swept(phase, run, earlier)]
-    return made + [_check(*pair, state) for pair in pairs if _comparable(pair[0], spoiled)]
+                yield _not_compared(f"threads/{phase}", _PHASES[phase], why)
+        pairs += [pair for phase in left for pair in _swept(phase, run, earlier)]
+    yield from (_check(*pair, state) for pair in pairs if _comparable(pair[0], spoiled))
+
+
+def _ratio(key: str, found: InTurns, state: Disturbed) -> Check:
+    """A ratio of turns: worse where its interval leaves out 1, and by more than two medians may differ."""
+    at, more = found.ratio, found.more_is_better
+    limit = 1 - WORSE if more else 1 + WORSE
+    worse = found.sure and (at.value < limit if more else at.value > limit)
+    said = f"{found.title}: {at.value:.4g} × the baseline's bundle, measured in turns with it"
+    check = Check(
+        group="baseline", name=f"baseline/{key}", title=f"{found.title}, against the baseline in turns", unit="×",
+        limit=limit, at_most=not more, measured=at.value, low=at.low, high=at.high, kind=at.kind,
+        verdict="FAIL" if worse else "PASS",
+        sentence=f"{said} ({at.low:.4g} to {at.high:.4g}, n = {at.n:,})" + (", which is worse" if worse else ""),
+    )  # fmt: skip
+    return state.judged(check)
 
 
 def _comparable(found: Named, spoiled: Sequence[str]) -> bool:
@@ -131,16 +176,23 @@ def _phase(key: str) -> str:
 
 
 def _unlike(phase: str, run: EngineRun, earlier: EngineRun) -> str:
-    """How threads or CPUs of a phase differ, in words; empty where they are the same."""
+    """How accelerator, threads or CPUs of a phase differ, in words; empty where they are the same."""
 
     def used(one: EngineRun) -> tuple[object, ...]:
         at = one.settings
         counts = {"prefill": (at.prefill_threads,), "decode": (at.decode_threads,)}
         return counts.get(phase, (at.prefill_threads, at.decode_threads)), at.affinity
 
+    if _elsewhere(run, earlier):
+        return f"it was computed elsewhere ({run.computed_on}; the baseline {earlier.computed_on})"
     if used(run) == used(earlier):
         return ""
     return f"it ran with other threads ({threads(run)}; the baseline {threads(earlier)})"
+
+
+def _elsewhere(run: EngineRun, earlier: EngineRun) -> bool:
+    """Whether both say what computed them, and it is not the same."""
+    return None not in (run.computed_on, earlier.computed_on) and run.computed_on != earlier.computed_on
 
 
 def _swept(phase: str, run: EngineRun, earlier: EngineRun) -> Iterator[tuple[Named, Named]]:
@@ -151,7 +203,7 @@ def _swept(phase: str, run: EngineRun, earlier: EngineRun) -> Iterator[tuple[Nam
         next((one for one in side.sweep if (one.threads, one.affinity) == (wanted, at.affinity)), None)
         for side in (run, earlier)
     )
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or _elsewhere(run, earlier):
         return
     tokens = (ours.prefill_tokens, theirs.prefill_tokens) if phase == "prefill" else (
         ours.decode_tokens, theirs.decode_tokens

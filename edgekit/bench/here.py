@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.manifest import REFERENCE, identity
 from edgekit.bundle.paths import read_bounded
 from edgekit.bundle.tokenizer import load_tokenizer
+from edgekit.cache import MEASUREMENTS
 from edgekit.coherence.container import load
 from edgekit.coherence.reference import Reference
 from edgekit.files import cache_dir
@@ -40,83 +42,94 @@ from edgekit.targets import Target
 _MAX_REPORT = 64 << 20
 
 
-def bench_here(
-    bundle: Bundle,
-    target: Target,
-    protocol: Protocol,
-    *,
-    formats: Sequence[Format] = (),
-    journal: Path | None = None,
-    progress: Progress,
-    sensors: Sensors | None = None,
-    kind: DeviceKind = "measured",
-    threads: int = 0,
-    url: str = "local",
-    preflight: dict[str, str] | None = None,
-    fresh: bool = False,
-    start: Start = Process,
-    keep: Callable[[BenchResult], None] = lambda _: None,
-    conditions: str = "",
-    against: Bundle | None = None,
-) -> BenchResult:
-    """Measure what `protocol` says; what an interrupted run with the same journal measured is not measured again.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a measurement on this machine."""
+
+    protocol: Protocol
+    """What is measured, how often."""
+    formats: Sequence[Format] = ()
+    """All of the bundle's when empty."""
+    threads: int = 0
+    """For both phases; 0: the target's, then the sweep's."""
+    against: Bundle | None = None
+    """Opened and checked; each format that both bundles have is also measured in turns, see :mod:`edgekit.bench.ab`."""
+    conditions: str = ""
+    """In words, what else was asked for that changes figures; part of what makes it the same run."""
+    kind: DeviceKind = "measured"
+    """Emulated when this machine is an emulated board; every figure says so."""
+    url: str = "local"
+    """What the user called the device."""
+    preflight: Mapping[str, str] = field(default_factory=dict)
+    """What was asked before, for the record."""
+    sensors: Sensors = field(default_factory=Sensors)
+    """Of the board, while it works."""
+    journal: Path | None = None
+    """Folder in which the run's journal stays; None: one of the cache, removed when the run is finished."""
+    fresh: bool = False
+    """Forget what an earlier run with this journal measured."""
+    start: Start = Process
+    """Makes a fresh measuring process."""
+    keep: Callable[[BenchResult], None] = lambda _: None
+    """Given the result before the journal is removed."""
+
+
+def bench_here(bundle: Bundle, target: Target, asked: Asked, progress: Progress) -> BenchResult:
+    """Measure what is asked; what an interrupted run with the same journal measured is not measured again.
 
     Args:
         bundle: opened and checked, so its files are in the page cache.
         target: whose settings are the first guess.
-        protocol: what is measured, how often.
-        formats: all of the bundle's when empty.
-        journal: folder in which the run's journal stays; None: one of the cache, removed when the run is finished.
+        asked: what, how often and with what beside it.
         progress: told what is going on.
-        sensors: of the board, while it works.
-        kind: "emulated" when this machine is an emulated board; every figure says so.
-        threads: for both phases; 0: the target's, then the sweep's.
-        url: what the user called the device.
-        preflight: what was asked before, for the record.
-        fresh: forget what an earlier run with this journal measured.
-        start: makes a fresh measuring process.
-        keep: given the result before the journal is removed.
-        conditions: in words, what else was asked for that changes figures; part of what makes it the same run.
-        against: opened and checked; each format that both bundles have is also measured in turns, see
-            :mod:`edgekit.bench.ab`.
 
     Returns:
         The result; an engine that failed has a `failure`, and the figures that were there before.
 
     Raises:
         BundleError: the bundle has none of a format.
-        OptionError: there is no format that `against` has too.
+        OptionError: there is no format that `asked.against` has too.
         DeviceError, FileFormatError, OutputError: see :func:`edgekit.bench.journal.open_journal`.
     """
-    chosen = [bundle.artefact(form) for form in dict.fromkeys(formats)] or list(bundle.manifest.artefacts)
-    if against is not None:
-        ab.shared(bundle, against, formats)
-        conditions = ", ".join(filter(None, (conditions, f"in turns with {identity(against.manifest)}")))
+    chosen = [bundle.artefact(form) for form in dict.fromkeys(asked.formats)] or list(bundle.manifest.artefacts)
+    if asked.against is not None:
+        ab.shared(bundle, asked.against, asked.formats)
     facts, found = site.machine_facts(), site.versions()
     same = Identity(
-        bundle=identity(bundle.manifest), protocol=digest(protocol), options=_options(target, threads, conditions),
-        machine=site.machine_key(facts, found, kind),
+        bundle=identity(bundle.manifest), protocol=digest(asked.protocol), options=_options(target, asked),
+        machine=site.machine_key(facts, found, asked.kind),
     )  # fmt: skip
-    with open_journal(journal or cache_dir() / "bench", same, fresh=fresh) as book:
-        run, plain = site.take_up(book), sensors or Sensors()
-        bench = Bench(protocol, kind, run.sensors(plain))
-        job = Job(
-            bundle, target, bench, run, progress, start, threads, load_tokenizer(bundle.tokenizer),
-            _reference(bundle), _report(bundle), _against(against),
-        )  # fmt: skip
-        runs = tuple(run_engine(job, artefact) for artefact in chosen)
-        device = Device(url=url, kind=kind, machine=facts, board=plain.facts, versions=found)
-        result = _result(job, book, device, preflight or {}, runs)
-        keep(result)
-        if journal is None and not result.failures and not ab.failures(result):
+    with open_journal(asked.journal or cache_dir() / MEASUREMENTS, same, fresh=asked.fresh) as book:
+        job = _job(bundle, target, asked, site.take_up(book), progress)
+        runs = tuple(_said_where(run_engine(job, artefact)) for artefact in chosen)
+        device = Device(url=asked.url, kind=asked.kind, machine=facts, board=asked.sensors.facts, versions=found)
+        result = _result(job, book, device, dict(asked.preflight), runs)
+        asked.keep(result)
+        if asked.journal is None and not result.failures and not ab.failures(result):
             book.remove()
         return result
 
 
-def _options(target: Target, threads: int, conditions: str) -> str:
+def _job(bundle: Bundle, target: Target, asked: Asked, run: site.Run, progress: Progress) -> Job:
+    bench = Bench(asked.protocol, asked.kind, run.sensors(asked.sensors))
+    return Job(
+        bundle, target, bench, run, progress, asked.start, asked.threads, load_tokenizer(bundle.tokenizer),
+        _reference(bundle), _report(bundle), _against(asked.against),
+    )  # fmt: skip
+
+
+def _said_where(run: EngineRun) -> EngineRun:
+    """With the accelerator as a field of its own."""
+    return msgspec.structs.replace(run, accelerator=run.computed_on)
+
+
+def _options(target: Target, asked: Asked) -> str:
     """What else decides how engines are run."""
     settings = hashlib.sha256(msgspec.json.encode(target.runtime)).hexdigest()
-    return f"target {target.name} {settings}, threads {threads}{', ' if conditions else ''}{conditions}"
+    turns = f"in turns with {identity(asked.against.manifest)}" if asked.against else ""
+    return ", ".join(
+        filter(None, (f"target {target.name} {settings}", f"threads {asked.threads}", asked.conditions, turns))
+    )
 
 
 def _result(

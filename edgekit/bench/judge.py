@@ -20,6 +20,7 @@ from edgekit.bench.disturbances import Disturbed, of_engine, of_run
 from edgekit.bench.figures import Named, by_key, peak_mib
 from edgekit.bench.held import number_formats
 from edgekit.bench.plausibility import notes
+from edgekit.bench.ratios import in_turns
 from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Format
 from edgekit.bench.verdicts import Absent, Check, Group, Verdict
 from edgekit.bundle.manifest import Artefact, Manifest
@@ -199,7 +200,8 @@ def _engine(
     checks = [*_ended(run), *(() if counted else _coherence(run, target, asked, known)), *_repeats(run)]
     checks += _measured(run, limits, asked, state)
     if baseline is not None:
-        checks += baselines.checks(run, baseline, state, target, limits.cv_max)
+        rounds = baselines.Rounds(in_turns(result, baseline, run), whole)
+        checks += baselines.checks(run, baseline, state, target, limits.cv_max, rounds)
     return EngineJudgement(
         format=run.format, verdict=_verdict(checks, state), checks=tuple(checks), disturbances=spoiled,
         notes=notes(run, result, target, known.types if known else run.types), facts=known,

@@ -27,7 +27,7 @@ class Keeper:
 
     def keep(self, result: BenchResult) -> None:
         """Write a result into the cache; where that cannot be done the user is told, and the work goes on."""
-        path = cache_dir() / cache.RESULTS / f"result-{digest(result)[:16]}" / "bench.json"
+        path = cache_dir() / cache.MEASUREMENTS / f"result-{digest(result)[:16]}" / "bench.json"
         try:
             with whole_file(path, force=True) as fresh:
                 fresh.write_bytes(to_json(result))

@@ -4,86 +4,41 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from edgekit.bench.memory import Resident
-from edgekit.bench.plan import Protocol, Stop
-from edgekit.bench.stats import median_interval, variation
+from edgekit.bench.plan import Protocol
+from edgekit.bench.quantities import (
+    DeviceKind,
+    Figure,
+    Kind,
+    Percentiles,
+    Quantity,
+    TracePoint,
+    Window,
+    figure,
+    quantity,
+)
 from edgekit.bundle.paths import plain
 from edgekit.coherence.metrics import Coherence
 from edgekit.devices.boards.base import BoardFacts
+from edgekit.devices.boards.processor import Kind as Accelerator
+from edgekit.devices.boards.processor import Processor
 from edgekit.errors import FileFormatError
 
+# Figures are a part of the document: who reads a result finds them here.
+__all__ = ("DeviceKind", "Figure", "Kind", "Percentiles", "Quantity", "TracePoint", "Window", "figure", "quantity")
+
 SCHEMA_VERSION = 1
+"""Fields that are added may be missing, so that older results are read; anything else makes another version."""
 MAX_BYTES = 64 << 20
-Kind = Literal["measured", "emulated", "predicted"]
-"""Emulated: computed by an emulator of the board, so right or wrong, but never as fast or slow as the board."""
-DeviceKind = Literal["measured", "emulated"]
 Format = Literal["gguf", "onnx"]
 Mode = Literal["mmap", "copy"]
 Bits = Annotated[float, Meta(gt=0, le=64)]
-Series = Annotated[tuple[float, ...], Meta(min_length=1, max_length=10_000)]
-
-
-class Quantity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One figure: the median of its repetitions, and how sure it is."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """Repetitions."""
-    unit: Annotated[str, Meta(max_length=40)]
-    kind: Kind
-    interval: Annotated[str, Meta(max_length=40)]
-    """"bootstrap 95 %" or, for under six repetitions, "min to max"."""
-
-
-class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A quantity with every repetition of it."""
-
-    quantity: Quantity
-    values: Series
-    variation: float | None
-    """Coefficient of variation of `values`; None for a single one."""
-    stopped: Stop = "repeats"
-    """Why no more repetitions were made."""
-
-
-class TracePoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the board's sensors said; None where there is none."""
-
-    t: float
-    """Seconds since the run began."""
-    temp_c: float | None = None
-    clock_mhz: float | None = None
-    power_w: float | None = None
-    throttled: int | None = None
-
-
-class Window(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When something was measured, and what the board did meanwhile."""
-
-    begin: float
-    """Seconds since the run began; time in which nothing ran after an interruption is counted."""
-    end: float
-    trace: Annotated[tuple[TracePoint, ...], Meta(max_length=1000)] = ()
-    disturbances: tuple[str, ...] = ()
-    """What the board says spoiled it, in words."""
-
-
-class Percentiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of the times between one token and the next, all repetitions together; milliseconds."""
-
-    p50: float
-    p95: float
-    p99: float
-    n: int
-    kind: Kind
+_PROCESSORS = [Processor("cpu", "cpu"), Processor("cpu", "cuda"), Processor("cuda", "cuda")]
 
 
 class Loading(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,8 +188,9 @@ class Instructions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Ratio(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One figure of this bundle ÷ the same one of another bundle; value i of all three is of one pair."""
 
-    name: Literal["decode", "prefill", "ttft", "load"]
-    """Decode and prefill are speeds: above 1 is faster. TTFT and load are times: below 1 is faster."""
+    name: Literal["decode", "prefill", "ttft", "load", "energy"]
+    """Decode and prefill are speeds: above 1 is faster. TTFT and load are times: below 1 is faster. Energy is mJ per
+    generated token: below 1 is less."""
     tokens: int
     """Read, or generated; 0 for a load."""
     ratio: Figure
@@ -246,6 +202,9 @@ class Turns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The same format of two bundles, measured in turns: A B B A A B …"""
 
     ratios: Annotated[tuple[Ratio, ...], Meta(max_length=64)] = ()
+    """Of speeds and times."""
+    energy: Ratio | None = None
+    """Over the rounds in which both sides were metered; None where there is none."""
     window: Window | None = None
     failure: Failure | None = None
 
@@ -259,6 +218,8 @@ class EngineRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the engine's package."""
     artefact: str
     """Path in the bundle."""
+    accelerator: Accelerator | None = None
+    """What computed it; None: whoever measured did not say, see :attr:`computed_on`."""
     bytes: int
     """Of all files of the format."""
     requested_bits: Bits | None = None
@@ -280,6 +241,12 @@ class EngineRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Against the same format of the other bundle, when there was one."""
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
+
+    @property
+    def computed_on(self) -> Accelerator | None:
+        """The accelerator; in a result from before that was a field, what its loading says."""
+        where = self.loading[0].processor if self.loading else ""
+        return self.accelerator or next((one.used for one in _PROCESSORS if one.title == where), None)
 
 
 class BundleRef(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -344,21 +311,6 @@ class BenchResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def failures(self) -> tuple[Failure, ...]:
         """Of the runs that ended early."""
         return tuple(run.failure for run in self.runs if run.failure)
-
-
-def quantity(values: Sequence[float], unit: str, kind: Kind) -> Quantity:
-    """Median and interval of at least one finite value."""
-    found = median_interval(values)
-    return Quantity(
-        value=found.median, low=found.low, high=found.high, n=len(values), unit=unit, kind=kind, interval=found.method
-    )
-
-
-def figure(values: Sequence[float], unit: str, kind: Kind, stopped: Stop = "repeats") -> Figure:
-    """A figure of at least one finite value."""
-    return Figure(
-        quantity=quantity(values, unit, kind), values=tuple(values), variation=variation(values), stopped=stopped
-    )
 
 
 def to_json(result: BenchResult) -> bytes:

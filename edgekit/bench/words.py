@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from edgekit.bench import ratios
 from edgekit.bench.result import BenchResult, DeviceCoherence, EngineRun, Figure, Kind, Loading, Quantity, Ratio
 from edgekit.bench.stats import ENOUGH
 from edgekit.bundle.paths import plain
@@ -15,9 +16,13 @@ EMULATED = (
 )
 
 
-_TITLES = {"decode": "Decode of", "prefill": "Prefill of", "ttft": "First token after", "load": "Loading"}
+_TITLES = {
+    "decode": "Decode of", "prefill": "Prefill of", "ttft": "First token after", "load": "Loading",
+    "energy": "Energy per token of",
+}  # fmt: skip
 _TIMES = ("ttft", "load")
 """Less of these is faster."""
+ACCELERATORS = {"cpu": "CPU", "cuda": "GPU (CUDA)"}
 _MOST = 16
 
 
@@ -25,6 +30,8 @@ _MOST = 16
 class Turned:
     """One figure that was measured in turns with another bundle, in words."""
 
+    key: str
+    """Of the figure that it is a ratio of."""
     title: str
     ours: str
     theirs: str
@@ -67,9 +74,9 @@ def shown(quantity: Quantity) -> str:
 
 def turned(run: EngineRun) -> list[Turned]:
     """What was measured in turns; the time to a first token of an emulated board is none, and left out."""
-    found = run.turns.ratios if run.turns else ()
+    found = ratios.ratios(run)
     shown = [one for one in found if one.ratio.quantity.kind == "measured" or one.name != "ttft"]
-    return [_turned(one) for one in shown[:_MOST]]
+    return [_turned(one, run) for one in shown[:_MOST]]
 
 
 def turn_notes(run: EngineRun) -> list[str]:
@@ -87,13 +94,14 @@ def turn_lines(run: EngineRun, result: BenchResult) -> Iterator[str]:
     yield from (f"in turns with {name}, {line}" for line in (*(one.line for one in turned(run)), *turn_notes(run)))
 
 
-def _turned(one: Ratio) -> Turned:
+def _turned(one: Ratio, run: EngineRun) -> Turned:
     found, unit = one.ratio.quantity, plain(one.ours.quantity.unit, 20)
     ours, theirs = (f"{side.quantity.value:.4g} {unit}" for side in (one.ours, one.theirs))
+    spread = f"{found.low:.4g} to {found.high:.4g}"
     title = f"{_TITLES[one.name]} {one.tokens}" if one.tokens else _TITLES[one.name]
     return Turned(
-        title, ours, theirs, f"{found.value:.4g} ×", f"{found.low:.4g} to {found.high:.4g}", f"{found.n:,}",
-        _says(one), found.kind,
+        ratios.key(one, run), title, ours, theirs, f"{found.value:.4g} ×", spread, f"{found.n:,}", _says(one),
+        found.kind,
     )  # fmt: skip
 
 
@@ -105,6 +113,8 @@ def _says(one: Ratio) -> str:
         return "too few rounds to say"
     if found.low <= 1 <= found.high:
         return "no sure difference"
+    if one.name == "energy":
+        return "more energy" if found.low > 1 else "less energy"
     return "faster" if (found.low > 1) != (one.name in _TIMES) else "slower"
 
 
@@ -112,7 +122,7 @@ def _run(run: EngineRun) -> Iterator[str]:
     at = run.settings
     pinned = f", CPUs {', '.join(map(str, at.affinity))}" if at.affinity else ""
     yield (
-        f"{run.format.upper()} in {plain(run.engine)} {plain(run.version)}: "
+        f"{run.format.upper()} in {plain(run.engine)} {plain(run.version)}{computed_on(run, ' on the ')}: "
         f"threads {at.prefill_threads} for prompts, {at.decode_threads} for generating{pinned} (by the {at.by})"
     )
     if run.requested_bits is not None and run.effective_bits is not None:
@@ -140,6 +150,11 @@ def _run(run: EngineRun) -> Iterator[str]:
     yield from map(plain, run.notes)
     if run.failure:
         yield f"ended here: {plain(run.failure.sentence)}"
+
+
+def computed_on(run: EngineRun, before: str = "") -> str:
+    """What computed a run, after `before`; empty where the result does not say."""
+    return before + ACCELERATORS[run.computed_on] if run.computed_on else ""
 
 
 def _energy(energy: Figure | None) -> str:

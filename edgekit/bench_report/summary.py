@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from edgekit.bench.figures import figures, peak_mib
 from edgekit.bench.verdicts import Absent
-from edgekit.bench.words import turn_lines
+from edgekit.bench.words import computed_on, turn_lines
 from edgekit.bench_report import words
 from edgekit.bench_report.words import Entry
 from edgekit.bundle.paths import plain
@@ -65,7 +65,8 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
             cells = [key.get("kl_mean", ""), key.get("decode", ""), key.get("ttft", ""), memory]
             cells += [key.get("decode_energy", ""), entry.result.measured_on]
             verdict = f"{_ICONS[engine.verdict]} {engine.verdict}"
-            yield f"| {' | '.join([escaped(entry.title), engine.format.upper(), verdict, *map(escaped, cells)])} |"
+            name = engine.format.upper() + computed_on(run, ", ")
+            yield f"| {' | '.join([escaped(entry.title), name, verdict, *map(escaped, cells)])} |"
 
 
 def _details(entry: Entry) -> Iterator[str]:

@@ -48,11 +48,11 @@ def show_comparison(found: Comparison) -> None:
         _say(console, "", "Both runs were made the same way.")
     for group in found.groups:
         _say(console, group.title, "", style="bold")
-        table = _new_table("Figure", "A", "B", "B against A")
+        table = _new_table("Figure", "A", "B", "Of", "B against A")
         for row in group.rows:
             table.add_row(
                 _text(console, row.title), _text(console, row.left), _text(console, row.right),
-                _text(console, row.change, _CHANGES.get(row.verdict, "")),
+                _text(console, row.how), _text(console, row.change, _CHANGES.get(row.verdict, "")),
             )  # fmt: skip
         console.print(table)
     for note in found.notes:

@@ -10,6 +10,7 @@ from edgekit.bench.figures import Named
 from edgekit.bench.judge import Judgement
 from edgekit.bench.result import BenchResult, BundleRef, EngineRun, Kind
 from edgekit.bench.verdicts import Absent, Check, Verdict
+from edgekit.bench.words import computed_on
 from edgekit.bundle.paths import plain
 from edgekit.report.words import NOT_MEASURED, number, percent
 
@@ -124,6 +125,7 @@ def facts(result: BenchResult) -> list[tuple[str, str]]:
             "Power mode": board.power_mode, "Power sensor": board.power_sensor,
         }  # fmt: skip
         found += [(title, value) for title, value in named.items() if value]
+    found += [(f"{run.format.upper()} computed on", computed_on(run)) for run in result.runs[:4] if run.computed_on]
     found += [("Protocol", f"{result.protocol.name}: {result.protocol.purpose}"), ("Started", result.started)]
     found += [("Took", f"{result.seconds:,.0f} s in {result.parts} part{'s' if result.parts != 1 else ''}")]
     found += [("edgekit", result.edgekit), *islice(at.versions.items(), _MOST)]
@@ -139,9 +141,10 @@ def settings(run: EngineRun) -> str:
     at = run.settings
     pinned = f", pinned to CPUs {', '.join(map(str, at.affinity[:64]))}" if at.affinity else ""
     mode = f", file {'mapped' if at.mode == 'mmap' else 'copied into memory'}" if at.mode else ""
+    where = f"{computed_on(run)}, " if run.computed_on else ""
     return (
-        f"{at.prefill_threads} threads for prompts, {at.decode_threads} for decoding (chosen by the {at.by}){pinned}"
-        f"{mode}, context {at.context:,}"
+        f"{where}{at.prefill_threads} threads for prompts, {at.decode_threads} for decoding (chosen by the {at.by})"
+        f"{pinned}{mode}, context {at.context:,}"
     )
 
 

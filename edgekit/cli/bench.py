@@ -139,14 +139,14 @@ def _here(
     opened: Bundle, settings: Target, protocol: str, formats: Sequence[Format], threads: int, journal: Path | None,
     fresh: bool, progress: Progress, kept: Keeper, prepared: Callable[[], AbstractContextManager[dict[str, Any]]],
 ) -> BenchResult:  # fmt: skip
-    from edgekit.bench.here import bench_here
+    from edgekit.bench.here import Asked, bench_here
     from edgekit.bench.plan import protocol as named
 
     with prepared() as board:
-        return bench_here(
-            opened, settings, named(protocol), formats=formats, journal=journal, progress=progress, threads=threads,
-            fresh=fresh, keep=kept.keep, **board,
-        )  # fmt: skip
+        asked = Asked(
+            named(protocol), formats=formats, journal=journal, threads=threads, fresh=fresh, keep=kept.keep, **board
+        )
+        return bench_here(opened, settings, asked, progress)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _prepared(
     settings: Target, board: BoardOptions, meter: Meter | None, kind: DeviceKind, progress: Progress,
     other: Bundle | None = None, target: str | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Make this machine ready and then sample it; yields what :func:`bench_here` has to know of it."""
+    """Make this machine ready and then sample it; yields what `Asked` has to say of it."""
     import dataclasses
 
     from edgekit.bench.ready import ready

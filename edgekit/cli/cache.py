@@ -15,13 +15,18 @@ from edgekit.errors import OptionError, OutputError
 if TYPE_CHECKING:
     from edgekit.cache import Entry
 
+_NAMES = {
+    "envs": "environments", "sources": "sources", "zig": "compilers", "compiles": "compiles", "runtimes": "runtimes",
+    "wheels": "wheels", "journals": "journals of measurements", "results": "kept results",
+}  # fmt: skip
+"""Kinds that the bound does not count, as people call them."""
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 @click.group(name="cache", invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List or clean the results of build stages, converted models, exporters' environments and boards' runtimes."""
+    """List or clean what builds and measurements left: stages, models, environments, runtimes, journals, results."""
     if context.invoked_subcommand is None:
         context.invoke(list_entries, as_json=False)
 
@@ -52,16 +57,17 @@ def list_entries(as_json: bool) -> None:
 def clean(older_than: str | None, max_size: str | None, everything: bool, dry_run: bool) -> None:
     """Remove what is in the cache; without options, what is damaged or beyond the cache's bound.
 
-    The bound does not count environments (envs), nor what runtimes are made of (sources, zig, compiles, runtimes): they
-    go by an option only. What a running build uses stays, and so does everything that edgekit did not put there.
+    The bound does not count environments (envs), what runtimes are made of (sources, zig, compiles, runtimes, wheels),
+    journals of measurements that did not end, nor results that stand nowhere else: they go by an option only. What a
+    running build or measurement uses stays, and so does everything that edgekit did not put there.
     """
-    from edgekit import cache
+    from edgekit import cache, sizes
     from edgekit.files import cache_dir
 
     if everything and (older_than or max_size):
         raise OptionError("--all contradicts --older-than and --max-size", remedy="give one of them")
-    age = cache.parse_age(older_than, "--older-than") if older_than else None
-    size = cache.parse_size(max_size, "--max-size") if max_size else None
+    age = sizes.parse_age(older_than, "--older-than") if older_than else None
+    size = sizes.parse_size(max_size, "--max-size") if max_size else None
     root = cache_dir()
     if age is None and size is None and not everything:
         found, size = cache.bounded_entries(root), cache.bound()
@@ -93,27 +99,36 @@ def _show(found: Sequence[Entry], root: Path, bound: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgekit.cache import TOOLS
-
     if found:
-        table = Table("stage", "model")
+        table = Table("kind", "name")
         for name in ("size", "age", "last used"):
             table.add_column(name, justify="right", no_wrap=True)
         now = time.time()
         for entry in found:
             times = (_age(now - entry.created), _age(now - entry.used))
-            table.add_row(*map(Text, (entry.kind, _printable(entry.what), _size(entry.nbytes), *times)))
+            kind = f"stage {entry.kind}" if entry.is_stage else entry.kind
+            table.add_row(*map(Text, (kind, _printable(entry.what), _size(entry.nbytes), *times)))
         Console().print(table)
-    beside = sum(entry.nbytes for entry in found if entry.kind in TOOLS)
-    total = sum(entry.nbytes for entry in found) - beside
-    more = f", and environments and runtimes of {_size(beside)}, which the bound does not count" if beside else ""
-    click.echo(f"{_size(total)} of at most {_size(bound)} in {root}{more}")
+    total = sum(entry.nbytes for entry in found if entry.bounded)
+    click.echo(f"{_size(total)} of at most {_size(bound)} in {root}")
+    if beside := _beside(found):
+        click.echo(f"not counted: {', '.join(f'{name} {_size(nbytes)}' for name, nbytes in beside.items())}")
+
+
+def _beside(found: Sequence[Entry]) -> dict[str, int]:
+    """Bytes of each kind that the bound does not count."""
+    sums: dict[str, int] = {}
+    for entry in found:
+        if not entry.bounded:
+            sums[_NAMES[entry.kind]] = sums.get(_NAMES[entry.kind], 0) + entry.nbytes
+    return dict(sorted(sums.items()))
 
 
 def _row(entry: Entry) -> dict[str, Any]:
     return {
         "kind": entry.kind, "what": entry.what, "path": str(entry.path), "bytes": entry.nbytes,
-        "created": round(entry.created), "used": round(entry.used), "whole": entry.whole,
+        "created": round(entry.created), "used": round(entry.used), "whole": entry.whole, "stage": entry.is_stage,
+        "bounded": entry.bounded,
     }  # fmt: skip
 
 

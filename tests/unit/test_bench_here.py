@@ -13,7 +13,7 @@ from bench_toys import InProcess, Room, Table, reference, table_bundle
 from edgekit.bench import child, plan, result, site, sweep, words
 from edgekit.bench.child import Generate, Read
 from edgekit.bench.engine_run import prompt_text
-from edgekit.bench.here import bench_here
+from edgekit.bench.here import Asked, bench_here
 from edgekit.bench.result import BenchResult, SweepPoint, Window
 from edgekit.bench.sensors import Sensors, thinned
 from edgekit.bench.worker import EngineDied
@@ -42,7 +42,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def bench(bundle: Bundle, room: Room, folder: Path, protocol: plan.Protocol = SMOKE, **more: Any) -> BenchResult:
-    return bench_here(bundle, HOST, protocol, journal=folder, progress=Quiet(), start=room.start, **more)
+    return bench_here(bundle, HOST, Asked(protocol, journal=folder, start=room.start, **more), Quiet())
 
 
 def test_a_format_that_the_bundle_does_not_have(bundle: Bundle, room: Room, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_journal_ends_it_before_anything_is_measured(bundle: Bundle, r
 
 
 def test_a_finished_run_leaves_no_journal_in_the_cache(bundle: Bundle, room: Room, own_cache: Path) -> None:
-    bench_here(bundle, HOST, SMOKE, progress=Quiet(), start=room.start)
+    bench_here(bundle, HOST, Asked(SMOKE, start=room.start), Quiet())
     assert list((own_cache / "bench").iterdir()) == []
 
 
@@ -135,7 +135,7 @@ def test_a_result_is_kept_before_its_journal_goes(bundle: Bundle, room: Room, ow
         raise OutputError(f"no room for {found.bundle.name}")
 
     with pytest.raises(OutputError):
-        bench_here(bundle, HOST, SMOKE, progress=Quiet(), start=room.start, keep=keep)
+        bench_here(bundle, HOST, Asked(SMOKE, start=room.start, keep=keep), Quiet())
     assert there == [1]
     assert len(list((own_cache / "bench").glob("*.jsonl"))) == 1
 

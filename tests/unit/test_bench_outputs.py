@@ -153,7 +153,7 @@ def test_what_is_kept_goes_when_everything_is_written(bundle: Bundle, tmp_path: 
 def test_what_is_kept_is_in_the_cache_s_list_and_can_be_cleaned(cli: Cli, own_cache: Path) -> None:
     (path,) = kept(GOOD).paths
     (entry,) = json.loads(cli("cache", "list", "--json").out)["entries"]
-    assert (entry["kind"], Path(entry["path"])) == ("bench", path.parent)
+    assert (entry["kind"], Path(entry["path"])) == ("results", path.parent)
     assert cli("cache", "clean", "--all").code == 0
     assert not path.exists()
 

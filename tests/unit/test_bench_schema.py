@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from bench_results import result, run
+from bench_results import result, run, turned
 
 from edgekit.bench.result import BenchResult, Failure, Instructions, figure, from_json, schema_text, to_json
 from edgekit.bench.words import lines
@@ -20,6 +20,7 @@ COUNTED = figure([36.9, 36.9], "M instructions/token", "emulated")
 RESULTS = {
     "measured": result(run(requested_bits=4, effective_bits=4.97, types=("IQ4_NL",)), run("onnx")),
     "emulated": result(kind="emulated"),
+    "in turns": turned(1.5, energy=0.8, more={"accelerator": "cuda"}),
     "failed": result(run(failure=Failure(kind="crash", sentence="signal 11", exit_code=37), **BARE)),
     "counted": result(
         run(
@@ -95,3 +96,22 @@ def test_a_result_from_before_bits_were_in_it_is_read() -> None:
         for key in ("requested_bits", "effective_bits", "types", "instructions"):
             del one[key]
     assert from_json(json.dumps(data).encode()).runs[0].requested_bits is None
+
+
+@pytest.mark.parametrize("accelerator", ["", "npu", "GPU (CUDA)", 1])
+def test_an_accelerator_that_nobody_knows_is_refused(accelerator: Any) -> None:
+    data = json.loads(to_json(RESULTS["in turns"]))
+    data["runs"][0]["accelerator"] = accelerator
+    assert not validator().is_valid(data)
+    with pytest.raises(FileFormatError):
+        from_json(json.dumps(data).encode())
+
+
+def test_a_result_from_before_accelerators_and_energy_in_turns_is_read() -> None:
+    data = json.loads(to_json(RESULTS["in turns"]))
+    one = data["runs"][0]
+    del one["accelerator"], one["turns"]["energy"]
+    read = from_json(json.dumps(data).encode()).runs[0]
+    assert (read.accelerator, read.computed_on, read.turns and read.turns.energy) == (None, None, None)
+    one["loading"][0]["processor"] = "GPU (CUDA)"
+    assert from_json(json.dumps(data).encode()).runs[0].computed_on == "cuda", "it stood in its loading"

@@ -1,39 +1,34 @@
-"""Two bundles in turns: what is refused, that drift meets both, what an interruption leaves, what readers are told."""
+"""Two bundles in turns: what is refused, that drift meets both, what an interruption leaves, energy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bench_results
-import fake_board
 import msgspec
 import pytest
 from bench_toys import InProcess, Room, table_bundle, toy_bundle
 from conftest import Cli
-from fake_board import STEPS, Board
 
 from edgekit import targets
 from edgekit.bench import plan, ready, words
+from edgekit.bench.ab import Round
 from edgekit.bench.child import Generate, Open, Read
-from edgekit.bench.here import bench_here
-from edgekit.bench.judge import judge
-from edgekit.bench.remote import Against, Patience, bench_on, decoder
-from edgekit.bench.result import BenchResult, BundleRef, Failure, Ratio, Turns, figure, from_json, to_json
+from edgekit.bench.here import Asked, bench_here
+from edgekit.bench.result import BenchResult, Turns, from_json, to_json
+from edgekit.bench.sensors import Sensors
 from edgekit.bench.worker import EngineDied
-from edgekit.bench_report.html import render
-from edgekit.bench_report.summary import markdown
-from edgekit.bench_report.words import Entry
 from edgekit.bundle.bundle import Bundle, open_bundle, write_manifest
 from edgekit.bundle.manifest import identity
-from edgekit.errors import BundleError, DeviceError, OptionError, OutOfMemoryError, WrongBoardError
+from edgekit.devices.boards.base import Sample
+from edgekit.errors import OptionError, OutOfMemoryError, WrongBoardError
 from edgekit.progress import Quiet
 
-HOST, RPI5 = targets.load("host"), targets.load("rpi5")
+HOST = targets.load("host")
 SMOKE = plan.protocol("smoke")
 FOUR = msgspec.structs.replace(SMOKE, repeats_min=4, repeats_max=4, relative_width=1e-9)
-HASTE = Patience(lost_s=20, first_s=0.01, longest_s=0.05)
 
 
 @pytest.fixture
@@ -66,9 +61,7 @@ def renamed(bundle: Bundle, name: str) -> Bundle:
 def bench(
     bundle: Bundle, other: Bundle | None, room: Room, folder: Path, protocol: plan.Protocol = SMOKE, **more: Any
 ) -> BenchResult:
-    return bench_here(
-        bundle, HOST, protocol, journal=folder, progress=Quiet(), start=room.start, against=other, **more
-    )  # fmt: skip
+    return bench_here(bundle, HOST, Asked(protocol, journal=folder, start=room.start, against=other, **more), Quiet())
 
 
 def turns_of(result: BenchResult) -> Turns:
@@ -199,6 +192,100 @@ def test_nothing_else_of_the_result_changes(bundle: Bundle, slow: Bundle, room: 
     assert with_it.decode.speed.values == pytest.approx(without.decode.speed.values)
 
 
+# --- energy -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Meter:
+    """Five watts, but where `blind` says that nothing was read."""
+
+    blind: Callable[[float, float], bool] = lambda _begin, _end: False
+    power: float = 5.0
+    samples: tuple[Sample, ...] = ()
+
+    def energy_j(self, begin: float, end: float) -> float | None:
+        return None if self.blind(begin, end) else self.power * (end - begin)
+
+    def reaches(self, _: float) -> bool:
+        return True
+
+    def watts(self, _: Sample) -> float | None:
+        return self.power
+
+
+def metered(meter: Meter, *, energy: bool = True) -> Sensors:
+    return Sensors(meter, sleep=lambda _: None, energy=energy)
+
+
+NOT_METERED = {
+    "no sensor": Sensors(),
+    "an emulated board": metered(Meter(), energy=False),
+    "one side": metered(Meter(lambda begin, end: end - begin > 2)),
+    "zero joules": metered(Meter(power=0.0)),
+}
+
+
+@pytest.mark.parametrize("sensors", NOT_METERED.values(), ids=NOT_METERED.keys())
+def test_no_energy_is_null_and_no_ratio(
+    sensors: Sensors, bundle: Bundle, slow: Bundle, room: Room, tmp_path: Path
+) -> None:
+    result = bench(bundle, slow, room, tmp_path / "j", FOUR, sensors=sensors)
+    assert turns_of(result).energy is None
+    assert b'"energy": null' in to_json(result)
+    assert "Energy" not in "".join(one.title for one in words.turned(result.runs[0]))
+
+
+def test_millijoules_a_token_of_both(bundle: Bundle, slow: Bundle, room: Room, tmp_path: Path) -> None:
+    result = bench(bundle, slow, room, tmp_path / "j", FOUR, sensors=metered(Meter()))
+    found = turns_of(from_json(to_json(result))).energy
+    assert found is not None
+    assert (found.name, found.tokens, found.ratio.quantity.n) == ("energy", 12, 4)
+    assert found.ours.values == pytest.approx([5000 * 1.11 / 12] * 4), (
+        "5 W, 0.01 s for the first token and 0.1 s for others"
+    )
+    assert found.theirs.quantity.unit == "mJ/token"
+    assert found.ratio.values == pytest.approx([0.5] * 4)
+    assert "energy/12" not in values(result), "it is no speed: rounds do not wait for it"
+
+
+def test_only_rounds_in_which_both_were_metered_count(bundle: Bundle, slow: Bundle, room: Room, tmp_path: Path) -> None:
+    first: list[float] = []
+
+    def blind(begin: float, end: float) -> bool:
+        if end - begin > 2:
+            first.append(begin)
+        return bool(first) and begin == first[0]
+
+    found = turns_of(bench(bundle, slow, room, tmp_path / "j", FOUR, sensors=metered(Meter(blind)))).energy
+    assert found is not None
+    assert found.ratio.quantity.n == 3
+
+
+def test_rounds_of_an_older_journal_have_none(bundle: Bundle, slow: Bundle, room: Room, tmp_path: Path) -> None:
+    window = turns_of(bench(bundle, slow, room, tmp_path / "j")).window
+    value = {"name": "decode", "tokens": 12, "value": 1.0}
+    old = {"ours": [value], "theirs": [value], "window": msgspec.to_builtins(window)}
+    assert msgspec.convert(old, Round).energy is None
+
+
+# --- where it was computed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processor", "accelerator"), [("CPU", "cpu"), ("CPU (of a CUDA build)", "cpu"), ("GPU (CUDA)", "cuda"), ("", None)]
+)
+def test_a_run_says_what_computed_it(
+    processor: str, accelerator: str | None, bundle: Bundle, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.bench import child
+
+    monkeypatch.setattr(child, "processor_of", lambda *_: processor)
+    result = bench(bundle, None, room, tmp_path / "j")
+    assert result.runs[0].accelerator == accelerator
+    older = msgspec.structs.replace(result.runs[0], accelerator=None)
+    assert older.computed_on == accelerator, "what its loading says"
+
+
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
@@ -239,152 +326,6 @@ def test_another_second_bundle_is_another_run(bundle: Bundle, slow: Bundle, room
     room.workers.clear()
     assert values(bench(bundle, bundle, room, tmp_path / "j"))["decode/12"] == pytest.approx(1)
     assert room.workers
-
-
-# --- far away ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Far:
-    """A board, and a bundle that it is made for."""
-
-    board: Board
-    bundle: Bundle
-
-    def measure(self, other: Bundle, target: Any = HOST) -> list[str]:
-        """What the program on the board was asked for."""
-        import json
-
-        done = bench_on(
-            self.board.device(), self.bundle, HOST, ["--protocol", "smoke"], decode=json.loads, progress=Quiet(),
-            patience=HASTE, against=Against(other, target),
-        )  # fmt: skip
-        assert len(done["steps"]) == STEPS
-        return list(done["arguments"])
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Far:
-    return Far(Board(tmp_path / "board"), fake_board.bundle(tmp_path / "new" / "tiny.host"))
-
-
-def test_a_bundle_for_another_board_is_refused_before_a_byte_is_sent(far: Far, tmp_path: Path) -> None:
-    other = fake_board.bundle(tmp_path / "old" / "tiny.host", target="rpi5")
-    with pytest.raises(WrongBoardError, match="for the bundle of --against: the .*(0xd0b|aarch64)"):
-        far.measure(other, RPI5)
-    with pytest.raises(BundleError, match="model"):
-        far.measure(open_bundle(fake_board.damaged_copy(other, tmp_path / "damaged" / "tiny.host")))
-    assert far.board.fed == 0
-    assert list(far.board.home.iterdir()) == []
-
-
-def test_room_is_needed_for_both(far: Far, tmp_path: Path) -> None:
-    least = HOST.deploy.min_free_mib
-    (far.board.folder / "free").write_text(str((least + 1) << 10))
-    other = fake_board.bundle(tmp_path / "old" / "tiny.host", size=2 << 20)
-    with pytest.raises(DeviceError, match=rf"--against: {least + 1} MiB of its disk are free; expected {least + 2}"):
-        far.measure(other)
-    assert far.board.fed == 0
-
-
-def test_both_arrive_under_one_name_without_engines_for_the_second(far: Far, tmp_path: Path) -> None:
-    other = fake_board.bundle(tmp_path / "old" / "tiny.host", size=5000, installer=False)
-    place = str(far.board.base / "against" / "tiny.host")
-    asked = far.measure(other)
-    assert asked[asked.index("--against") + 1] == place
-    assert open_bundle(Path(place)).manifest == other.manifest
-    assert open_bundle(far.board.base / "bundles" / "tiny.host").manifest == far.bundle.manifest
-    assert far.board.clean()
-    far.board.fed = 0
-    far.measure(other)
-    assert far.board.fed == 0, "both are there already"
-    older = fake_board.bundle(tmp_path / "older" / "older.host", size=5000, installer=False)
-    far.measure(older)
-    assert not (far.board.base / "against" / "tiny.host").exists(), "an earlier one takes no room"
-
-
-def test_only_a_result_of_both_bundles_is_taken(far: Far, tmp_path: Path) -> None:
-    other = fake_board.bundle(tmp_path / "old" / "tiny.host")
-    made = bench_results.result(bench_results.run("gguf"))
-    own = msgspec.structs.replace(made.bundle, manifest_sha256=identity(far.bundle.manifest))
-    their = msgspec.structs.replace(made.bundle, manifest_sha256=identity(other.manifest))
-    device = far.board.device()
-    alone, both = (
-        to_json(msgspec.structs.replace(made, bundle=own, against=against)) for against in (None, their)
-    )  # fmt: skip
-    assert decoder(device, far.bundle, other)(both).against == their
-    for data, against in ((alone, other), (both, None)):
-        with pytest.raises(DeviceError, match="of another bundle"):
-            decoder(device, far.bundle, against)(data)
-
-
-# --- what readers are told --------------------------------------------------------------------------------------------
-
-
-def turned(ratio: float, kind: Any = "measured", failure: Failure | None = None, rounds: int = 6) -> BenchResult:
-    """A result whose decode speed and first token are `ratio` times the other's."""
-
-    def one(name: Any, tokens: int, unit: str) -> Ratio:
-        spread = [ratio * share for share in (0.98, 1.02, 1, 1, 0.98, 1.02)[:rounds]]
-        return Ratio(
-            name=name, tokens=tokens, ratio=figure(spread, "ratio", kind), ours=figure([10.0] * rounds, unit, kind),
-            theirs=figure([10 / ratio] * rounds, unit, kind),
-        )  # fmt: skip
-
-    window = bench_results.window(500.0, "throttled <b>", temp=80)
-    ratios = (one("decode", 64, "tokens/s"), one("ttft", 32, "ms"))
-    turns = Turns(ratios=() if failure else ratios, window=window, failure=failure)
-    other = BundleRef(name="old|<script>\x1b[2J", model="x", manifest_sha256="cd" * 32, target="rpi5")
-    run = bench_results.run("gguf", kind=kind, turns=turns)
-    return bench_results.result(run, kind=kind, against=other)
-
-
-def reports(result: BenchResult) -> dict[str, str]:
-    entry = Entry(result, judge(result, RPI5))
-    return {
-        "terminal": "\n".join(words.lines(result)), "markdown": markdown([entry]), "html": render([entry]),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("ratio", "rounds", "decode", "first"),
-    [
-        (1.5, 6, "faster", "slower"), (0.5, 6, "slower", "faster"), (1.01, 6, *["no sure difference"] * 2),
-        (1.5, 2, *["too few rounds to say"] * 2), (1.5, 5, *["too few rounds to say"] * 2),
-    ],
-)  # fmt: skip
-def test_faster_and_slower(ratio: float, rounds: int, decode: str, first: str) -> None:
-    speed, ttft = words.turned(turned(ratio, rounds=rounds).runs[0])
-    assert (speed.title, speed.says, ttft.title, ttft.says) == ("Decode of 64", decode, "First token after 32", first)
-
-
-def test_every_report_has_the_ratio_and_nothing_of_a_stranger_passes() -> None:
-    for name, text in reports(turned(1.5)).items():
-        assert "1.5 ×" in text, name
-        assert "1.47 to 1.53" in text, name
-        assert "6.667 tokens/s" in text, name
-        assert "throttled" in text, name
-        assert "\x1b" not in text, name
-        assert name == "terminal" or "<script>" not in text
-
-
-def test_an_emulated_ratio_is_called_so_and_is_no_latency() -> None:
-    for name, text in reports(turned(1.5, "emulated")).items():
-        assert "says nothing about the board" in text, name
-        assert "First token" not in text.partition("turns")[2].partition("Memory")[0], name
-    assert "1.5 × emulated" in reports(turned(1.5, "emulated"))["terminal"]
-
-
-def test_turns_that_failed_are_told_everywhere() -> None:
-    failure = Failure(kind="crash", sentence="the other engine crashed", exit_code=27)
-    assert all("the other engine crashed" in text for text in reports(turned(1.5, failure=failure)).values())
-
-
-def test_the_verdict_does_not_depend_on_it() -> None:
-    result = turned(0.5)
-    runs = tuple(msgspec.structs.replace(run, turns=None) for run in result.runs)
-    alone = msgspec.structs.replace(result, runs=runs, against=None)
-    assert judge(result, RPI5).engines == judge(alone, RPI5).engines
 
 
 # --- as a user --------------------------------------------------------------------------------------------------------

@@ -42,6 +42,13 @@ def test_a_pass_ends_with_its_slowest_thread() -> None:
     assert point.gbps == pytest.approx(MIB / 8.0 / 1e9)
 
 
+def test_a_pass_that_would_be_over_at_once_reads_several_times() -> None:
+    """Waking a thread takes up to a millisecond, which would count."""
+    clock = Passes(iter([0.01, 0.02, 0.04, 0.08]))
+    (point,) = read_bandwidth([1], runs=3, buffer_bytes=MIB, clock=clock).points
+    assert point.gbps == pytest.approx(3 * MIB / 0.04 / 1e9)
+
+
 def test_every_number_of_threads_is_measured() -> None:
     result = read_bandwidth([1, 2, 3], runs=2, buffer_bytes=MIB)
     assert [point.threads for point in result.points] == [1, 2, 3]

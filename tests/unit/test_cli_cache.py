@@ -261,7 +261,7 @@ def test_environment_is_listed_beside_the_bound(cli: Cli, root: Path) -> None:
     convert(root, "gguf", "model")
     out = cli("cache", "list").out
     assert "optimum-2" in out
-    assert f"5.0 kB of at most 20.0 GB in {root}, and environments and runtimes of 5.0 kB, which" in out
+    assert f"5.0 kB of at most 20.0 GB in {root}\nnot counted: environments 5.0 kB\n" in out
     assert json.loads(cli("cache", "list", "--json").out)["bytes"] == 10_000
 
 
@@ -284,3 +284,104 @@ def test_environment_is_beside_the_bound(cli: Cli, root: Path, monkeypatch: pyte
     assert [environment.exists(), small.exists()] == [True, True]
     cache.make_room(root, 0)
     assert [environment.exists(), small.exists()] == [True, False]
+
+
+# -- what measurements leave
+
+JOURNAL, RESULT = "bench-0123456789abcdef", "result-0123456789abcdef"
+
+
+def leave(root: Path, *, days: float = 0) -> tuple[Path, Path]:
+    """A journal of 300 bytes and a kept result of 700."""
+    journal, result = root / "bench" / f"{JOURNAL}.jsonl", root / "bench" / RESULT
+    result.mkdir(parents=True)
+    journal.write_bytes(b"j" * 300)
+    (result / "bench.json").write_bytes(b"r" * 700)
+    for path in (journal, result):
+        os.utime(path, (time.time() - days * DAY,) * 2)
+    return journal, result
+
+
+def test_what_only_looks_like_a_measurement_is_left(cli: Cli, root: Path, tmp_path: Path) -> None:
+    leave(root)
+    folder = root / "bench"
+    (folder / "mine.jsonl").write_text("mine")
+    (folder / "results").mkdir()
+    (folder / f"{JOURNAL[:-1]}0.jsonl").mkdir()
+    (folder / f"{RESULT[:-1]}0").write_text("mine")
+    (tmp_path / "elsewhere").write_text("mine")
+    (folder / f"{JOURNAL[:-1]}1.jsonl").symlink_to(tmp_path / "elsewhere")
+    assert "removed 2 of 1.0 kB" in cli("cache", "clean", "--all").out
+    assert len(list(folder.iterdir())) == 5
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_journals_and_kept_results_are_listed_as_such(cli: Cli, root: Path) -> None:
+    leave(root)
+    convert(root, "runtimes", "cortex-a76")
+    convert(root, "gguf", "model")
+    add(root, "gguf", 1)
+    out = cli("cache", "list").out
+    assert f"6.0 kB of at most 20.0 GB in {root}\n" in out
+    assert "not counted: journals of measurements 300 B, kept results 700 B, runtimes 5.0 kB\n" in out
+    assert "environments" not in out
+    rows = {row.split()[1]: row for row in out.splitlines() if JOURNAL in row or RESULT in row}
+    assert ("journals" in rows["journals"], "300 B" in rows["journals"], "results" in rows["results"]) == (True,) * 3
+    assert "stage gguf" in out, "a stage is told from the converted model of the same name"
+    found = {one["what"]: one for one in json.loads(cli("cache", "list", "--json").out)["entries"]}
+    assert (found[JOURNAL]["kind"], found[RESULT]["kind"], found[JOURNAL]["bytes"]) == ("journals", "results", 300)
+    assert [found[name]["bounded"] for name in (JOURNAL, RESULT, "cortex-a76", "model", "tiny")] == [
+        False, False, False, True, True
+    ]  # fmt: skip
+    assert found["tiny"]["stage"]
+
+
+@pytest.mark.parametrize("arguments", [["--all"], ["--older-than", "30d"], ["--max-size", "0"]])
+def test_measurements_go_when_it_is_asked_for(arguments: list[str], cli: Cli, root: Path) -> None:
+    journal, result = leave(root, days=40)
+    held = locks.take(journal)
+    out = cli("cache", "clean", *arguments).out
+    assert f"kept journals: {JOURNAL}, in use" in out, "a measurement that runs"
+    assert [journal.exists(), result.exists()] == [True, False]
+    locks.release(held)
+    assert f"removed journals: {JOURNAL}, 300 B" in cli("cache", "clean", *arguments).out
+    assert list((root / "bench").iterdir()) == [], "neither a lock nor a half-removed file"
+
+
+def test_measurements_are_beside_the_bound(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = leave(root, days=400)
+    monkeypatch.setenv("EDGEKIT_CACHE_SIZE", "0")
+    cli("cache", "clean")
+    cache.make_room(root, 0)
+    assert all(path.exists() for path in paths)
+
+
+def test_a_removal_that_was_killed_is_no_journal(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, _ = leave(root)
+    entry = next(one for one in cache.entries(root) if one.path == journal)
+
+    def killed(path: Path, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        cache.discard(entry.path)
+    assert JOURNAL not in cli("cache", "list").out
+    cli("cache", "clean")
+    assert [path.name for path in (root / "bench").iterdir()] == [RESULT]
+
+
+def test_real_journals_and_kept_results_have_these_names(root: Path) -> None:
+    from bench_results import result
+
+    from edgekit.bench.journal import Identity, open_journal
+    from edgekit.bench.kept import Keeper
+    from edgekit.progress import Quiet
+
+    with open_journal(root / "bench", Identity(bundle="b", protocol="p", machine="m", options="o")) as journal:
+        journal.put("x", 1)
+        Keeper(Quiet()).keep(result())
+        assert sorted(one.kind for one in cache.entries(root)) == ["journals", "results"]
+        (running,) = [one for one in cache.entries(root) if one.kind == "journals"]
+        assert not cache.remove(root, running)
+    assert cache.remove(root, running)
