@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgekit.errors import MissingDependencyError, OptionError, TextError, UnknownArchitectureError
-from edgekit.files import sha256
+from edgekit import contradictions
+from edgekit.errors import MissingDependencyError, UnknownArchitectureError
 from edgekit.options import Container, Options, SourceOptions
 from edgekit.progress import Progress, Quiet
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.bundle.tokenizer import Tokenizer
     from edgekit.checkpoint.checkpoint import Checkpoint
     from edgekit.engines.base import Engine
+    from edgekit.quantize.importance import Importance
     from edgekit.quantize.sensitivity_map import SensitivityMap
     from edgekit.report.model import Report
 
@@ -75,7 +76,7 @@ def build(
     options, source, progress = options or Options(), source or SourceOptions(), progress or Quiet()
     # What is quick to check comes before a download, and before PyTorch is loaded, which takes seconds.
     board = load(str(target))
-    _refuse_contradictions(options)
+    contradictions.refuse(options)
     any_family = options.llama_cpp is not None or options.exporter != "edgekit"
     name = None if model is None else str(model)
     checkpoint = resolve(name, replace(source, any_family=any_family), progress=progress)
@@ -89,6 +90,7 @@ def build(
         raise MissingDependencyError(
             f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
         ) from error
+    contradictions.refuse_foreign_imatrix(checkpoint, options)
     checkpoint = with_caveats(checkpoint, options)
     bundle = Path(output) / building.bundle_name(checkpoint, board, options)
     return Built(bundle, building.build(checkpoint, board, bundle, options, progress))
@@ -118,23 +120,14 @@ def sensitivity(
     Raises:
         EdgekitError: one of its kinds, see docs/errors.md.
     """
-    from edgekit.checkpoint.source import resolve
-    from edgekit.files import refuse_existing, whole_file
+    from edgekit.files import whole_file
     from edgekit.quantize.sensitivity_map import to_json
     from edgekit.targets import load
 
     options, progress = options or Options(), progress or Quiet()
-    _refuse_contradictions(options)
-    if output is not None:
-        refuse_existing(Path(output), options.force)
-    checkpoint = resolve(None if model is None else str(model), source or SourceOptions(), progress=progress)
-    try:
-        _refuse_missing()
-        from edgekit import building
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
-        ) from error
+    checkpoint = _opened(model, output, options, source, progress)
+    from edgekit import building
+
     board = None if target is None else load(str(target))
     found = building.sensitivity_of(checkpoint, container, options, progress, board)
     if output is not None:
@@ -143,58 +136,61 @@ def sensitivity(
     return found
 
 
-def _refuse_contradictions(options: Options) -> None:
-    """What is quick to check of the options."""
-    for option, path in (("--text", options.text), ("--calibration-text", options.calibration_text)):
-        if path is not None and not path.is_file():
-            raise TextError(f"there is no text file at {path}", remedy=f"check the path given with {option}")
-    if options.calibration_text and not options.calibrate:
-        raise OptionError("--calibration-text and --no-calibration contradict each other", remedy="give one of them")
-    _refuse_planning(options)
-    converting = [container for container in options.formats if options.converts(container)]
-    if options.effort != "fast" and converting:
-        raise OptionError(
-            f"--effort {options.effort} is given, but another tool converts the model to {converting[0].upper()}",
-            expected="a family that edgekit exports by itself, whose layers it knows",
-            remedy="drop --effort",
-        )
-    if options.text is not None and options.calibration_text is not None:
-        _refuse_same(options.text, options.calibration_text)
-    if options.llama_cpp is not None:
-        from edgekit.export.llama_tree import check_tree
+def imatrix(
+    model: str | Path | None,
+    output: str | Path,
+    *,
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> Importance:
+    """Measure the importance of every layer's inputs and write it for llama.cpp, as `edgekit imatrix` does.
 
-        if "gguf" not in options.formats:
-            raise OptionError("--llama-cpp is given, but no GGUF is to be built", remedy="add --format gguf")
-        check_tree(options.llama_cpp)
-    if options.exporter == "optimum":
-        from edgekit.export.optimum_env import interpreter
+    Args:
+        model: as in :func:`build`.
+        output: the importance matrix, a GGUF file that llama-quantize and `edgekit build --imatrix` take.
+        options: calibration text, sequences, length, seed, cache; `force` replaces the file.
+        source: as in :func:`build`.
+        progress: as in :func:`build`.
 
-        if "onnx" not in options.formats:
-            raise OptionError("--exporter is given, but no ONNX is to be built", remedy="add --format onnx")
-        interpreter()
+    Returns:
+        Hugging Face tensor name → mean square of each input.
 
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    options, progress = options or Options(), progress or Quiet()
+    checkpoint = _opened(model, output, options, source, progress)
+    from edgekit import building
+    from edgekit.quantize.imatrix import write
 
-def _refuse_same(evaluation: Path, calibration: Path) -> None:
-    """A model that is judged on the text that it was calibrated on looks better than it is."""
-    if sha256(evaluation) == sha256(calibration):
-        raise OptionError(
-            "--text and --calibration-text are the same text",
-            expected="other text to judge on than to calibrate on",
-            remedy="leave one of them out, and the model writes its own",
-        )
+    own = options.calibration_text
+    found, text = building.importance_of(checkpoint, replace(options, text=own), progress)  # so that none is written
+    dataset = f"written by {checkpoint.name}, seed {options.seed}" if own is None else own.name
+    write(Path(output), found, checkpoint.spec, text.sequences, dataset, force=options.force)
+    return found
 
 
-def _refuse_planning(options: Options) -> None:
-    """What is quick to check of a budget and of plans."""
-    if options.plan is not None and (options.budget is not None or options.bits != Options().bits):
-        raise OptionError("--plan says which formats to use, and so do bits or a budget", expected="one of them")
-    planned = options.plan is not None or options.budget is not None
-    if planned and (options.llama_cpp is not None or options.exporter != "edgekit"):
-        raise OptionError(
-            "a plan's file or a budget is given, but somebody else's exporter converts the model",
-            expected="a family that edgekit exports by itself",
-            remedy="give --bits instead",
-        )
+def _opened(
+    model: str | Path | None, output: str | Path | None, options: Options, source: SourceOptions | None, shown: Progress
+) -> Checkpoint:
+    """The model of a verb that measures it, after everything that can be refused before."""
+    from edgekit.checkpoint.source import resolve
+    from edgekit.files import refuse_existing
+
+    contradictions.refuse(options)
+    if output is not None:
+        refuse_existing(Path(output), options.force)
+    checkpoint = resolve(None if model is None else str(model), source or SourceOptions(), progress=shown)
+    try:
+        _refuse_missing()
+        from edgekit import building  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
+        ) from error
+    contradictions.refuse_foreign_imatrix(checkpoint, options)
+    return checkpoint
 
 
 def _possible(checkpoint: Checkpoint, options: Options, progress: Progress) -> Options:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from edgekit import cache, mapping, refining, steps
+from edgekit import cache, mapping, refining, steps, weighing
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
 from edgekit.bundle.said import seal_said
@@ -17,12 +17,14 @@ from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference, text
 from edgekit.crossbuild import sbom
+from edgekit.errors import OptionError
 from edgekit.export.foreign import Foreign, plan_of
 from edgekit.files import cache_dir, output_errors, temporary_folder, whole_folder
 from edgekit.options import Container, Options
 from edgekit.original import Original, Texts
 from edgekit.progress import Progress, Stopwatch
 from edgekit.quantize.choose import choose
+from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, refuse_fallbacks
 from edgekit.quantize.plan_file import follow
 from edgekit.quantize.plan_file import read as read_plan
@@ -108,7 +110,7 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         planned = _all_plans(work, planned, sources, target) if options.budget is None else []
         carried = steps.runtime(work, target)
         texts = steps.texts(work)
-        importance = steps.importance(work, texts)
+        importance = weighing.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
         made = [steps.artefact(work, plan, importance, sources[plan.container]) for plan in planned]
         if options.budget is not None:
@@ -123,7 +125,8 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         ]
         each = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
         said = dict(zip(options.formats, each, strict=True))
-        record = Record(checkpoint, target, options, out.name, results, texts, sealed, carried)
+        weighed = weighing.source(importance)
+        record = Record(checkpoint, target, options, out.name, results, texts, sealed, carried, weighed)
         report = record.report(_samples(sealed, work.tokenizer, said), watch.seconds)
         _write_reports(report, folder)
         seal_target(folder, target)
@@ -145,14 +148,35 @@ def sensitivity_of(
     """
     if given := chosen(options.sensitivity, checkpoint, container):
         return given
+    with apart(checkpoint, options, progress) as work:
+        made = steps.texts(work)
+        return mapping.sensitivity(work, made, weighing.importance(work, made), container, target)
+
+
+def importance_of(checkpoint: Checkpoint, options: Options, progress: Progress) -> tuple[Importance, text.EvalText]:
+    """The importance that a build with these options measures, and the text that it is measured on.
+
+    Raises:
+        TextError, BadWeightsError, OptionError: as :func:`edgekit.steps.texts`, :func:`edgekit.weighing.importance`.
+    """
+    with apart(checkpoint, options, progress) as work:
+        made = steps.texts(work)
+        found = weighing.load_importance(weighing.importance(work, made))
+        if found is None or made.calibration is None:
+            raise OptionError("without calibration there is no importance", remedy="drop --no-calibration")
+        return found, made.calibration
+
+
+@contextmanager
+def apart(checkpoint: Checkpoint, options: Options, progress: Progress) -> Iterator[Work]:
+    """The stages' work where no bundle is built."""
     base = cache_dir() if options.cache else Path(tempfile.gettempdir())
     with output_errors(base):
         base.mkdir(parents=True, exist_ok=True)
         with temporary_folder(base / "sensitivity") as place:
             (place / "bundle").mkdir()
             with _work(checkpoint, place / "bundle", place / "bundle", options, progress) as work:
-                made = steps.texts(work)
-                return mapping.sensitivity(work, made, steps.importance(work, made), container, target)
+                yield work
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class GgufTensor:
     """"F32", "Q4_K", …"""
     parameters: int
     nbytes: int
+    shape: tuple[int, ...]
+    """As the file has it: the length of a row first."""
+    at: int
+    """Where its bytes begin in the file."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,10 @@ class _Walk:
                 raise ValueError("it has a metadata key twice")
             fields[name] = self._value(self._number("I"), 0)
         places = [self._tensor() for _ in range(tensors)]
-        self._check_places(places, fields)
-        order = "little" if self._order == "<" else "big"
-        return GgufHeader(self._version, order, fields, tuple(tensor for tensor, _ in places))
+        start = self._start(fields)
+        found = tuple(replace(tensor, at=start + tensor.at) for tensor in places)
+        self._check_places(found)
+        return GgufHeader(self._version, "little" if self._order == "<" else "big", fields, found)
 
     def _number(self, form: str) -> int:
         value: int = self._scalar(form)
@@ -159,8 +164,8 @@ class _Walk:
         self._at = at
         self._skip(0)
 
-    def _tensor(self) -> tuple[GgufTensor, int]:
-        """A tensor and the offset of its data."""
+    def _tensor(self) -> GgufTensor:
+        """A tensor; its place is counted from the start of all data."""
         name, dims = self._text(_MAX_NAME, "tensor's name"), self._number("I")
         if dims > _MAX_DIMS:
             raise ValueError(f"it has a tensor of {dims} dimensions")
@@ -171,16 +176,19 @@ class _Walk:
             raise ValueError("it has a tensor that is larger than the file")
         if shape and shape[0] % block:
             raise ValueError(f"it has rows of {shape[0]} weights in {kind.name}, whose blocks have {block}")
-        return GgufTensor(name, kind.name, parameters, parameters // block * size), offset
+        return GgufTensor(name, kind.name, parameters, parameters // block * size, tuple(shape), offset)
 
-    def _check_places(self, places: Sequence[tuple[GgufTensor, int]], fields: Mapping[str, GgufField]) -> None:
+    def _start(self, fields: Mapping[str, GgufField]) -> int:
+        """Where the tensors' data begin."""
         align = fields["general.alignment"].value if "general.alignment" in fields else 32
         if not isinstance(align, int) or not 0 < align <= 1 << 20:
             raise ValueError("its alignment is no number of bytes")
-        start = -(-self._at // align) * align
-        if any(start + offset + tensor.nbytes > len(self._data) for tensor, offset in places):
+        return -(-self._at // align) * align
+
+    def _check_places(self, tensors: Sequence[GgufTensor]) -> None:
+        if any(tensor.at + tensor.nbytes > len(self._data) for tensor in tensors):
             raise ValueError("it has a tensor that is larger than the file")
-        if len({tensor.name for tensor, _ in places}) != len(places):
+        if len({tensor.name for tensor in tensors}) != len(tensors):
             raise ValueError("it has a tensor twice")
 
 

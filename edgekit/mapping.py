@@ -13,8 +13,9 @@ from edgekit.quantize.groups import Group, fast_formats, groups
 from edgekit.quantize.sensitivity import Probe, covered, sample, sample_sha256
 from edgekit.quantize.sensitivity_map import GroupDamage, SensitivityMap, chosen
 from edgekit.stages import Made, Stage
-from edgekit.steps import Work, load_importance
+from edgekit.steps import Work
 from edgekit.targets import Target
+from edgekit.weighing import load_importance
 
 _CHUNK = 8
 """Groups that are kept together: what a killed run loses at most."""
@@ -28,7 +29,7 @@ def sensitivity(
     Args:
         work: what the stages share.
         made: what :func:`edgekit.steps.texts` gave.
-        weights: what :func:`edgekit.steps.importance` gave.
+        weights: what :func:`edgekit.weighing.importance` gave.
         container: whose formats.
         target: its fast formats are covered beside the usual ones.
 

@@ -12,12 +12,13 @@ from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.checkpoint.foreign import is_foreign
 from edgekit.coherence import items, reference, text
+from edgekit.coherence.engine_calls import refuse_long
 from edgekit.engines.base import Ids
 from edgekit.errors import MissingDependencyError
 from edgekit.export.foreign import gather as gather_foreign
 from edgekit.options import Options
 from edgekit.progress import Progress
-from edgekit.quantize.importance import Importance, gather
+from edgekit.quantize.importance import Importance, finite, gather
 
 if TYPE_CHECKING:  # a build whose stages are all in the cache does without it
     from edgekit.engines.torch import TorchEngine
@@ -123,12 +124,16 @@ def _generate(
 
 
 def calibrate(engine: TorchEngine, checkpoint: Checkpoint, texts: Texts, progress: Progress) -> Importance | None:
-    """Importance of every linear input on the calibration text; None when there is none."""
+    """Importance of every linear input on the calibration text; None when there is none.
+
+    Raises:
+        BadWeightsError: the mean square of an input is NaN or infinite; names the layer.
+    """
     if texts.calibration is None:
         return None
     with progress.step("calibration: importance of every layer's inputs") as advance:
         of = gather_foreign if is_foreign(checkpoint) else gather
-        return of(engine, checkpoint.spec, texts.calibration.sequences, advance)
+        return finite(of(engine, checkpoint.spec, texts.calibration.sequences, advance))
 
 
 def seal(
@@ -144,9 +149,9 @@ def seal(
         model=checkpoint.name, model_sha256=checkpoint.sha256, seed=seed, text=evaluation.kind,
         text_sha256=evaluation.sha256, versions=versions(),
     )  # fmt: skip
-    prompts = _prompts(tokenizer)
+    prompts, limit = _prompts(tokenizer), reference.DEFAULT_CONTINUATION_TOKENS
+    refuse_long(engine, (len(ids) + limit for ids in prompts))
     with progress.step(f"reference: the full-precision model continues {len(prompts)} prompts") as advance:
-        limit = reference.DEFAULT_CONTINUATION_TOKENS
         continuations = engine.greedy_batch(prompts, limit, tokenizer.stop_ids, advance)
     with progress.step("reference: seal what the full-precision model says") as advance:
         return reference.seal(

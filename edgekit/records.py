@@ -52,6 +52,8 @@ class Record:
     sealed: reference.Reference
     runtime: RuntimeRecord | None = None
     """The engines that the bundle carries for its board."""
+    weighed: str = ""
+    """Where the importance came from when it was not just measured; see :func:`edgekit.weighing.source`."""
 
     def report(self, samples: Sequence[reports.Sample], seconds: Mapping[str, float]) -> reports.Report:
         """The measurements; `seconds` are those of the build's stages."""
@@ -85,10 +87,12 @@ class Record:
         if text is None:
             return "none: all inputs of a layer weigh the same"
         made = "written by the full-precision model itself" if text.kind == "self-generated" else "from a text file"
-        said = f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
+        said = self.weighed or f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
         if self.options.effort == "fast":
             return said
-        return f"{said}; linear layers rounded by GPTQ with a weight for each token, on more of such text"
+        learned = ", then learned rounding of each block" if self.options.effort == "best" else ""
+        rounded = f"linear layers rounded by GPTQ with a weight for each token{learned}"
+        return f"{said}; {rounded}, on more of the calibration text"
 
     @property
     def model(self) -> manifest.Model:

@@ -1,4 +1,4 @@
-"""The stages of --effort good: longer calibration text, the tokens' weights, and every block rounded by GPTQ.
+"""The stages of --effort good and best: longer calibration text, the tokens' weights, and every block rounded.
 
 A killed build goes on at the block where it was: each block is a stage whose key holds the digest of the one before.
 """
@@ -22,18 +22,21 @@ from edgekit.grids.scalar import is_scalar
 from edgekit.quantize.plan import Entry, Plan
 from edgekit.quantize.rounded import Place, Rounded, load, save
 from edgekit.stages import Made, Stage
+from edgekit.weighing import load_importance
 
 if TYPE_CHECKING:
     from edgekit.quantize.blocks import Blocks
     from edgekit.steps import Work
 
 SEQUENCES, LENGTH = 48, 256
-"""Of the text that rounding is calibrated on."""
+"""Of the text that rounding is calibrated on; sequences are never longer than the model's context."""
 _LEAST = 4
 """Sequences that a user's own file must at least give."""
 _WEIGHTS, _CODES = "weights.safetensors", "codes.safetensors"
 _MANY = 8
 """Bits of a code from which rounding an output matrix by GPTQ gains nothing worth its time."""
+_ITERATIONS = {"good": 0, "best": 300}
+"""Of learned rounding, for each block."""
 _SEED = 1 << 16
 """Added to the seed: this text is another one than the evaluation text and the text that importance is measured on."""
 
@@ -69,7 +72,7 @@ def _text(work: Work) -> list[Ids]:
     given = options.calibration_text
     stage = Stage("rounding-text", "calibration: text for rounding", {
         "file": None if given is None or not given.is_file() else sha256(given), "seed": options.seed,
-        "sequences": SEQUENCES, "length": LENGTH,
+        "sequences": SEQUENCES, "length": _length(work),
     })  # fmt: skip
 
     def make() -> list[list[int]]:
@@ -79,23 +82,27 @@ def _text(work: Work) -> list[Ids]:
     return [np.array(ids, np.int64) for ids in work.stages.record(stage, list[list[int]], make)[0]]
 
 
+def _length(work: Work) -> int:
+    return min(LENGTH, work.checkpoint.spec.context_length)
+
+
 def _cut(work: Work, path: Path) -> text.EvalText:
     """As many sequences as the file gives, at most SEQUENCES."""
-    bos = work.tokenizer.bos_id
-    each = LENGTH - (bos is not None)
-    found = text.from_file(path, work.tokenizer.encode, _LEAST, LENGTH, bos=bos)
+    bos, length = work.tokenizer.bos_id, _length(work)
+    each = length - (bos is not None)
+    found = text.from_file(path, work.tokenizer.encode, _LEAST, length, bos=bos)
     count = min(SEQUENCES, len(work.tokenizer.encode(path.read_text("utf-8-sig"))) // each)
     if count <= _LEAST:
         return found
-    return text.from_file(path, work.tokenizer.encode, count, LENGTH, bos=bos)
+    return text.from_file(path, work.tokenizer.encode, count, length, bos=bos)
 
 
 def _generated(work: Work) -> text.EvalText:
-    engine, seed = work.original.engine(), work.options.seed + _SEED
+    engine, seed, length = work.original.engine(), work.options.seed + _SEED, _length(work)
     beginnings = [ids[:1] for ids in text.starts(SEQUENCES, work.tokenizer.bos_id, work.tokenizer.encode)]
-    with work.progress.step(f"text: the full-precision model writes {SEQUENCES} × {LENGTH} tokens") as advance:
-        rows = engine.sample_batch([int(ids[0]) for ids in beginnings], LENGTH, seed, advance)
-    return text.self_generated(lambda _b, _l, _s: list(rows), beginnings, LENGTH, seed, engine.vocab_size)
+    with work.progress.step(f"text: the full-precision model writes {SEQUENCES} × {length} tokens") as advance:
+        rows = engine.sample_batch([int(ids[0]) for ids in beginnings], length, seed, advance)
+    return text.self_generated(lambda _b, _l, _s: list(rows), beginnings, length, seed, engine.vocab_size)
 
 
 def _weights(work: Work, plan: Plan, sequences: list[Ids]) -> Made:
@@ -135,6 +142,7 @@ class _Walk:
         self._work, self._plan, self._sequences = work, plan, sequences
         self._weights, self._importance, self._blocks, self._next = weights, importance, None, 0
         self._tensors = {entry.tensor.hf: entry.tensor for entry in plan.entries}
+        self._iterations = _ITERATIONS[work.options.effort]
         self.places: dict[str, Place] = {}
 
     _blocks: Blocks | None
@@ -146,6 +154,7 @@ class _Walk:
         title = f"{self._plan.container.upper()}: round block {layer + 1} of {self._work.checkpoint.spec.layers}"
         stage = Stage("round", title, {
             "before": before, "embedding": embedding, "grids": [[e.tensor.hf, e.grid] for e in entries],
+            "iterations": self._iterations,
         })  # fmt: skip
         made = self._work.stages.run(stage, lambda folder: self._round(layer, entries, folder, title))
         for entry in entries:
@@ -167,10 +176,10 @@ class _Walk:
 
     def _round_output(self, entry: Entry, folder: Path, title: str) -> None:
         from edgekit.quantize.blocks import inputs_of
-        from edgekit.quantize.rounding import round_output
+        from edgekit.quantize.rounding import naming, round_output
 
         name, matrix = _output_layer(self._work.checkpoint.spec), entry.tensor.hf
-        with self._work.progress.step(title):
+        with self._work.progress.step(title), naming(matrix):
             inputs = inputs_of(self._work.original.engine().module, name, self._sequences)
             weights = _load(self._weights, [name])[name]
             found = round_output(inputs, weights, entry.grid, self._read(matrix), tied=name != matrix)
@@ -182,7 +191,8 @@ class _Walk:
         with self._work.progress.step(title):
             blocks = self._at(layer)
             grids = {entry.tensor.hf: entry.grid for entry in entries}
-            found = round_block(blocks, layer, grids, self._read, _load(self._weights, grids))
+            weights = _load(self._weights, grids)
+            found = round_block(blocks, layer, grids, self._read, weights, self._iterations)
             self._next = layer + 1
             save(found, folder / _CODES)
 
@@ -202,7 +212,6 @@ class _Walk:
     def _start(self) -> Blocks:
         """The text as the quantized embedding gives it to the first block; the model keeps its own."""
         from edgekit.quantize.blocks import Blocks
-        from edgekit.steps import load_importance  # which imports this module
 
         engine = self._work.original.engine()
         entry = next(e for e in self._plan.entries if e.tensor.rule.kind == "embedding")

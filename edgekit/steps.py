@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from edgekit.bundle.golden import CORPUS, GOLDEN
 from edgekit.bundle.tokenizer import Tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import container, metrics, reference, text
+from edgekit.coherence.likeness import LIKE, known_tokens
 from edgekit.crossbuild.runtime_record import RuntimeRecord
 from edgekit.doctor import cpu
 from edgekit.engines.base import greedy
@@ -33,19 +34,18 @@ from edgekit.files import copy_tree, sha256
 from edgekit.hashes import remembered_sha256
 from edgekit.machine import cores
 from edgekit.options import Container, Options
-from edgekit.original import Original, Texts, calibrate, make_texts, seal, versions
+from edgekit.original import Original, Texts, make_texts, seal, versions
 from edgekit.progress import Progress
-from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan
 from edgekit.quantize.rounded import Rounded
 from edgekit.report import model as reports
 from edgekit.rounding import rounded
 from edgekit.stages import Made, Stage, Stages, code_digest
 from edgekit.targets import Target
+from edgekit.weighing import load_importance
 
 PARITY_SEQUENCES = 2
 _PLANNED = "planned.json"
-_IMPORTANCE = "importance.safetensors"
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def texts(work: Work) -> Texts:
     """The evaluation and the calibration text, generated or cut from the user's files.
 
     Raises:
-        TextError: a text file is missing, empty, not UTF-8 or too short.
+        TextError: a text file is missing, empty, not UTF-8, binary or too short.
     """
-    options = work.options
+    options = replace(work.options, length=min(work.options.length, work.checkpoint.spec.context_length))
     stage = Stage("texts", "text: evaluation and calibration", {
         "text": _file_digest(options.text), "calibrate": options.calibrate,
         "calibration_text": _file_digest(options.calibration_text), "sequences": options.sequences,
@@ -143,7 +143,21 @@ def texts(work: Work) -> Texts:
         return _Texts(evaluation=_packed(made.evaluation), calibration=calibration)
 
     found, _ = work.stages.record(stage, _Texts, make)
-    return Texts(_unpacked(found.evaluation), None if found.calibration is None else _unpacked(found.calibration))
+    made = Texts(_unpacked(found.evaluation), None if found.calibration is None else _unpacked(found.calibration))
+    _warn_of_strange(made, work.progress)
+    return made
+
+
+def _warn_of_strange(made: Texts, progress: Progress) -> None:
+    """Say that the calibration text is of another language, or code instead of prose, than the model is judged on."""
+    if made.calibration is None or {made.calibration.kind, made.evaluation.kind} == {"self-generated"}:
+        return
+    share = known_tokens(made.calibration.sequences, made.evaluation.sequences)
+    if share is not None and share < LIKE:
+        progress.note(
+            f"only {share:.0%} of the calibration text's tokens occur in the evaluation text: if it is of another "
+            "language or kind than the model will meet, calibrate with other text; if not, give such --text, too"
+        )
 
 
 def _file_digest(path: Path | None) -> str | None:
@@ -160,31 +174,6 @@ def _unpacked(found: _Text) -> text.EvalText:
 
 def _ids(made: text.EvalText) -> list[list[int]]:
     return [ids.tolist() for ids in made.sequences]
-
-
-def importance(work: Work, made: Texts) -> Made | None:
-    """Importance of every linear input on the calibration text; None without one. See :func:`load_importance`."""
-    if (calibration := made.calibration) is None:
-        return None
-    stage = Stage("importance", "calibration: importance of every layer's inputs", {"text": _ids(calibration)})
-
-    def make(folder: Path) -> None:
-        from safetensors.numpy import save_file
-
-        found = calibrate(work.original.engine(), work.checkpoint, made, work.progress)
-        save_file(dict(found or {}), folder / _IMPORTANCE)
-
-    return work.stages.run(stage, make)
-
-
-def load_importance(made: Made | None) -> Importance | None:
-    """What :func:`importance` stored."""
-    if made is None:
-        return None
-    from safetensors.numpy import load_file
-
-    found: Importance = load_file(made.folder / _IMPORTANCE)
-    return found
 
 
 def sealed(work: Work, made: Texts) -> tuple[reference.Reference, str]:
@@ -249,7 +238,7 @@ def converted(work: Work, kind: Container) -> Foreign | None:
 def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | None = None) -> Artefact:
     """One quantized artefact, put into the bundle.
 
-    `weights` is what :func:`importance` returned, `foreign` what :func:`converted` did.
+    `weights` is what :func:`edgekit.weighing.importance` returned, `foreign` what :func:`converted` did.
     """
     codes, digest = rounded(work, plan, weights) if foreign is None else (Rounded(), None)
     planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]

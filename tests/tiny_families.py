@@ -49,9 +49,13 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
 """Name → (transformers' prefix of the classes, what config.json says besides the common sizes)."""
 
 
-def make(folder: Path, name: str, *, tokenizer: str = "smollm", dtype: str = "float32") -> Path:
-    """Write the checkpoint to the new folder and return it."""
+def make(
+    folder: Path, name: str, *, tokenizer: str = "smollm", dtype: str = "float32", context: int | None = None
+) -> Path:
+    """Write the checkpoint to the new folder and return it; `context` in tokens instead of the family's own here."""
     family, changes = CONFIGS[name]
+    if context is not None:
+        changes = {**changes, "n_positions" if family == "GPT2" else "max_position_embeddings": context}
     config = getattr(transformers, f"{family}Config")(**{**_sizes(family), **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()

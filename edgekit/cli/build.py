@@ -39,9 +39,13 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration-text", type=click.Path(path_type=Path), help="Calibration text (UTF-8); default: the model's own."
 )
+@click.option(
+    "--imatrix", type=click.Path(path_type=Path), metavar="FILE",
+    help="Weigh inputs by this importance matrix of llama-imatrix or `edgekit imatrix` (GGUF or .dat).",
+)  # fmt: skip
 @click.option("--no-calibration", is_flag=True, help="Let all inputs of a layer weigh the same.")
 @click.option(
-    "--effort", type=click.Choice(["fast", "good"]), default="fast", show_default=True,
+    "--effort", type=click.Choice(["fast", "good", "best"]), default="fast", show_default=True,
     help="How codes are found: each weight by itself (seconds), or by what each layer says (GPTQ, minutes).",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
@@ -64,9 +68,9 @@ if TYPE_CHECKING:
 def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
     sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
-    text: Path | None, calibration_text: Path | None, no_calibration: bool, effort: Effort, seed: int, strict: bool,
-    gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
-    accel: Literal["none", "cuda"], no_cache: bool,
+    text: Path | None, calibration_text: Path | None, imatrix: Path | None, no_calibration: bool, effort: Effort,
+    seed: int, strict: bool, gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool,
+    toolchain: Toolchain, accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
 
@@ -83,8 +87,7 @@ def command(
     asked = click.get_current_context().get_parameter_source("formats") is not ParameterSource.DEFAULT
     options = Options(
         bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
-        calibrate=not no_calibration, calibration_text=calibration_text, effort=effort,
-        seed=seed,
+        calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort, seed=seed,
         budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),
     )  # fmt: skip

@@ -23,6 +23,10 @@ from edgekit.options import Container, Options, SourceOptions
 @click.option(
     "--calibration-text", type=click.Path(path_type=Path), help="Calibration text (UTF-8); default: the model's own."
 )
+@click.option(
+    "--imatrix", type=click.Path(path_type=Path), metavar="FILE",
+    help="Weigh inputs by this importance matrix, as `edgekit build --imatrix` does.",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
 @click.option(
     "--sequences", type=click.IntRange(1, 16), default=4, show_default=True,
@@ -32,7 +36,7 @@ from edgekit.options import Container, Options, SourceOptions
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
     model: str | None, source: SourceOptions, output: Path, container: Container, calibration_text: Path | None,
-    seed: int, sequences: int, force: bool, no_cache: bool,
+    imatrix: Path | None, seed: int, sequences: int, force: bool, no_cache: bool,
 ) -> None:  # fmt: skip
     """Measure how much every tensor of MODEL suffers from every number format, for plans under a budget.
 
@@ -47,6 +51,7 @@ def command(
     options = Options(
         formats=(container,),
         calibration_text=calibration_text,
+        imatrix=imatrix,
         seed=seed,
         cache=not no_cache,
         force=force,

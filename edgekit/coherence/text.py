@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from edgekit.files import sha256
 from edgekit.sampling import draw
 
 MAX_TEXT_BYTES = 16 << 20
+_CONTROLS, _MOST_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 0.01
 
 Encode = Callable[[str], Sequence[int]]
 """Text → token ids, without special tokens."""
@@ -148,7 +150,7 @@ def from_file(path: Path, encode: Encode, n_sequences: int, length: int, *, bos:
     """The first tokens of a UTF-8 text, cut into sequences of `length` ids; with `bos` each begins with it.
 
     Raises:
-        TextError: missing, not a file, empty, over 16 MiB, not UTF-8, or too short.
+        TextError: missing, not a file, empty, over 16 MiB, not UTF-8, binary, or too short.
         OptionError: no sequence, or one of fewer than two tokens.
     """
     if n_sequences < 1 or length < 2:
@@ -173,7 +175,7 @@ def from_file(path: Path, encode: Encode, n_sequences: int, length: int, *, bos:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise TextError(f"there is no text file at {path}", remedy="check the path given with --text")
+        raise TextError(f"there is no text file at {path}", remedy="check the path")
     size = path.stat().st_size
     if size > MAX_TEXT_BYTES:
         raise TextError(f"{path} has {size} bytes", expected=f"at most {MAX_TEXT_BYTES}", remedy="give a part of it")
@@ -187,4 +189,6 @@ def _read_text(path: Path) -> str:
         ) from error
     if not text.strip():
         raise TextError(f"{path} is empty", expected="a UTF-8 text")
+    if "\0" in text or len(_CONTROLS.findall(text)) > _MOST_CONTROLS * len(text):
+        raise TextError(f"{path} holds control characters, as binary files do", expected="a UTF-8 text")
     return text

@@ -7,7 +7,8 @@ for their errors as far as it can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +40,7 @@ class Blocks:
 
     def __init__(self, model: Any, spec: Spec, sequences: Sequence[Ids]) -> None:
         self._model, self._spec = model, spec
-        self._layers = _layers(model, spec)
+        self._stem, self._layers = _layers(model, spec)
         self._arguments: dict[int, list[tuple[tuple[Any, ...], Kwargs]]] = {}
         self._states: list[torch.Tensor] = [self._enter(ids) for ids in sequences]
         self.count = len(self._layers)
@@ -106,6 +107,27 @@ class Blocks:
             array = torch.from_numpy(np.ascontiguousarray(weights))
             module.weight.copy_(array.t() if _transposed(module) else array)
 
+    def outputs(self, layer: int) -> list[torch.Tensor]:
+        """What the block as it is makes of each sequence, (1, T, hidden)."""
+        return [self._forward(layer, states) for states in self._states]
+
+    def output(self, layer: int, number: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the block makes of one sequence with other weights (outputs, inputs), through which gradients pass.
+
+        Matrices are multiplied in bfloat16 where the processor has it: twice as fast, and gradients bear it.
+        """
+        modules = self._linear(layer)
+        turned = {
+            name.removeprefix(f"{self._stem}.{layer}."): tensor.t() if _transposed(modules[name]) else tensor
+            for name, tensor in weights.items()
+        }
+        states = self._states[number]
+        rest, keywords = self._arguments[states.shape[1]][layer]
+        with torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16()):
+            out = torch.func.functional_call(self._layers[layer], turned, (states, *rest), keywords)
+        given: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return given
+
     def advance(self, layer: int) -> None:
         """Take the text through the block as it is; its outputs are the next block's inputs."""
         self._states = [self._forward(layer, states) for states in self._states]
@@ -127,7 +149,7 @@ class Blocks:
         names = [t.hf for t in self._spec.tensors if t.layer == layer and t.rule.kind == "linear"]
         return {name: modules[name.removesuffix(".weight")] for name in names}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, layer: int, states: torch.Tensor) -> torch.Tensor:
         rest, keywords = self._arguments[states.shape[1]][layer]
         out = self._layers[layer](states, *rest, **keywords)
@@ -172,7 +194,8 @@ def _split(arguments: tuple[Any, ...], keywords: Kwargs) -> tuple[torch.Tensor, 
     return rest.pop("hidden_states"), (), rest
 
 
-def _layers(model: Any, spec: Spec) -> Any:
+def _layers(model: Any, spec: Spec) -> tuple[str, Any]:
+    """The list of blocks, and its name."""
     name = next(t.rule.hf for t in spec.tensors if t.layer is not None).split("{i}")[0].rstrip(".")
     modules = dict(model.named_modules())
     found = modules.get(name)
@@ -182,7 +205,15 @@ def _layers(model: Any, spec: Spec) -> Any:
             expected="blocks where the tensors' names say",
             remedy="build with --effort fast",
         )
-    return found
+    return name, found
+
+
+@functools.cache
+def _bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by itself; others emulate it, slower than float32."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # PyTorch 2.10
+    known: dict[str, bool] = ask()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _transposed(module: Any) -> bool:
@@ -201,7 +232,7 @@ def _hooks(hooks: Sequence[Any]) -> Iterator[None]:
 
 def _until_enough(run: Callable[[], Any]) -> None:
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             run()
     except _EnoughError:
         pass

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgekit.checkpoint.spec import Spec
 from edgekit.coherence.engine_calls import Progress
 from edgekit.engines.base import Ids
+from edgekit.errors import BadWeightsError
 
 if TYPE_CHECKING:  # torch takes a second and 180 MiB: only who has a model open needs it
     from edgekit.engines.torch import TorchEngine
@@ -39,3 +40,20 @@ def gather(engine: TorchEngine, spec: Spec, sequences: Sequence[Ids], progress: 
         names[head.hf] = embedding.hf
     squares = engine.input_squares(list(names), sequences, progress or (lambda _done, _total: None))
     return {names[name]: square for name, square in squares.items()}
+
+
+def finite(importance: Importance) -> Importance:
+    """The same.
+
+    Raises:
+        BadWeightsError: a mean square is NaN, or more than a float32 holds; names the layer.
+    """
+    for name, squares in importance.items():
+        if not np.isfinite(squares).all():
+            at = int((~np.isfinite(squares)).argmax())
+            raise BadWeightsError(
+                f"the mean square of input {at} of {name} is {squares[at]} on the calibration text",
+                expected="a finite number",
+                remedy="calibrate with another text, or use an earlier checkpoint",
+            )
+    return importance

@@ -1,27 +1,38 @@
-"""Rounding block by block: every matrix by GPTQ, on what the rounded blocks before it give (--effort good)."""
+"""Rounding block by block: every matrix by GPTQ, on what the rounded blocks before it give (--effort good and best)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgekit.engines.base import F32
+from edgekit.errors import BadWeightsError, GridError
 from edgekit.grids import get
 from edgekit.grids.base import Quantized
 from edgekit.quantize.blocks import Blocks
 from edgekit.quantize.gptq import DAMPING, round_matrix
+from edgekit.quantize.learned import Text, learn
 
 _TIED_DAMPING = 0.1
 """Measured: docs/experiments/rounding.md."""
+_TOKENS = 2048
+"""Weighed at a time, so that no second copy of the inputs is made."""
 Read = Callable[[str], F32]
 """Tensor name → full-precision weights (outputs, inputs)."""
 
 
 def round_block(
-    blocks: Blocks, layer: int, grids: Mapping[str, str], read: Read, weights: Mapping[str, NDArray[np.float32]]
+    blocks: Blocks,
+    layer: int,
+    grids: Mapping[str, str],
+    read: Read,
+    weights: Mapping[str, NDArray[np.float32]],
+    iterations: int = 0,
 ) -> dict[str, Quantized]:
     """The block's matrices on their grids. The calibration text has then passed the rounded block.
 
@@ -34,17 +45,27 @@ def round_block(
         grids: tensor name → grid, for every matrix of the block.
         read: the full-precision weights.
         weights: tensor name → one weight for each token; see :mod:`edgekit.quantize.curvature`.
+        iterations: of learned rounding after GPTQ, see :mod:`edgekit.quantize.learned`; 0: none.
 
     Raises:
-        BadWeightsError: an activation or a weight is NaN or infinite.
+        BadWeightsError: an activation, a moment or a weight is NaN or infinite; names the layer.
     """
     found: dict[str, Quantized] = {}
+    targets = blocks.outputs(layer) if iterations else []
     with blocks.borrowed(layer):
-        for group in blocks.groups(layer):
+        groups = blocks.groups(layer)
+        for group in groups:
             inputs = blocks.inputs(layer, group[0])
             for name in group:
-                found[name] = round_matrix(read(name), second_moment(inputs, weights.get(name)), grids[name])
+                with naming(name):
+                    found[name] = round_matrix(read(name), second_moment(inputs, weights.get(name)), grids[name])
                 blocks.put(layer, name, get(grids[name]).dequantize(found[name]))
+        if iterations:
+            text = Text.of(targets, weights.get(groups[-1][-1]))  # whose output is added to the block's
+            with naming(f"block {layer}"):
+                found = learn(found, read, text, partial(blocks.output, layer), iterations=iterations)
+            for name, matrix in found.items():
+                blocks.put(layer, name, get(matrix.grid).dequantize(matrix))
         blocks.advance(layer)
     return found
 
@@ -67,7 +88,34 @@ def round_output(
 
 
 def second_moment(inputs: torch.Tensor, weights: NDArray[np.float32] | None) -> F32:
-    """E[g x xᵀ], (inputs, inputs), of inputs (tokens, inputs) and the tokens' weights g."""
-    weighed = inputs if weights is None else inputs * torch.from_numpy(weights)[:, None]
-    found: F32 = (weighed.t() @ inputs / len(inputs)).numpy()
+    """E[g x xᵀ], (inputs, inputs), of inputs (tokens, inputs) and the tokens' weights g.
+
+    Raises:
+        BadWeightsError: it is more than a float32 holds.
+    """
+    total = torch.zeros(inputs.shape[1], inputs.shape[1])
+    for begin in range(0, len(inputs), _TOKENS):
+        part = inputs[begin : begin + _TOKENS]
+        weighed = part if weights is None else part * torch.from_numpy(weights[begin : begin + _TOKENS])[:, None]
+        total += weighed.t() @ part
+    found: F32 = (total / len(inputs)).numpy()
+    if not np.isfinite(found).all():
+        at = int((~np.isfinite(found.diagonal())).argmax())
+        raise BadWeightsError(
+            f"the second moment of its inputs holds NaN or infinity, at input {at} for one: "
+            f"the largest magnitude on the calibration text is {float(inputs.abs().max()):.3g}",
+            expected="less than about 1e19, whose square a float32 holds",
+            remedy="calibrate with another text, use an earlier checkpoint, or build with --effort fast",
+        )
     return found
+
+
+@contextmanager
+def naming(layer: str) -> Iterator[None]:
+    """Name the layer in what is said of its numbers."""
+    try:
+        yield
+    except (BadWeightsError, GridError) as error:
+        if layer in error.found:
+            raise
+        raise type(error)(f"{layer}: {error.found}", expected=error.expected, remedy=error.remedy) from error

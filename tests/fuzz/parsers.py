@@ -16,6 +16,7 @@ import bundles
 import device_answers
 import measurements
 import mutations
+import numpy as np
 import samples
 import tiny
 import tiny_tokenizers
@@ -33,6 +34,7 @@ from edgekit.errors import AuditError, EdgekitError
 from edgekit.export.gguf_vocab import read_vocab
 from edgekit.inspecting_files import gguf_file, safetensors_file
 from edgekit.inspecting_onnx import onnx_file
+from edgekit.quantize import imatrix
 from edgekit.report.model import from_json
 from edgekit.toml_lines import TooDeepError, key_lines
 
@@ -151,6 +153,21 @@ def _gguf_model(folder: Path) -> tuple[tuple[bytes, ...], Target]:
             shutil.rmtree(made)
 
     return seeds, target
+
+
+def _imatrix(folder: Path) -> tuple[tuple[bytes, ...], Target]:
+    """An importance matrix in both its forms, for the model that it is of."""
+    spec = open_checkpoint(tiny.make(folder / "model", samples.IMATRIX_MODEL)).spec
+
+    def read(path: Path) -> None:
+        found = imatrix.read(path)
+        for means in found.means.values():
+            assert np.isfinite(means).all(), "not finite"
+            assert (means >= 0).all(), "negative"
+        imatrix.for_model(found, spec)
+
+    target = _file("x.imatrix", read)
+    return samples.imatrices(), lambda data: target(folder, data)
 
 
 def _adapter(name: str) -> Any:
@@ -342,6 +359,10 @@ PARSERS = {
         Parser(
             "gguf", "any .gguf file: `gguf_file`",
             _simple(samples.gguf_files, "x.gguf", gguf_file), mutations.any_bytes,
+        ),
+        Parser(
+            "imatrix", "an importance matrix, GGUF or .dat: `imatrix.read`, `imatrix.for_model`",
+            _imatrix, mutations.any_bytes,
         ),
         Parser(
             "onnx", "any .onnx file: `onnx_file`",

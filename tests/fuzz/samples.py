@@ -112,6 +112,15 @@ def gguf_files(folder: Path) -> tuple[bytes, ...]:
     return tuple(made)
 
 
+IMATRIX_MODEL = Tiny(hidden=32, ffn=48, layers=2, heads=2, kv_heads=1, head_dim=16, tied=False, dtype="f32")
+
+
+def imatrices() -> tuple[bytes, ...]:
+    """What llama-imatrix wrote of IMATRIX_MODEL, in both its forms."""
+    data = Path(__file__).parents[1] / "data"
+    return tuple((data / f"tiny.imatrix.{end}").read_bytes() for end in ("gguf", "dat"))
+
+
 def gguf_models(folder: Path) -> tuple[bytes, ...]:
     """Whole models: half precision, and quantized where rows allow it."""
     made = []

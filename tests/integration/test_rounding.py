@@ -17,13 +17,13 @@ pytest.importorskip("llama_cpp")
 
 import tiny_families  # noqa: E402
 
-from edgekit import api  # noqa: E402
+from edgekit import api, rounding  # noqa: E402
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from edgekit.coherence.distribution import kl_full  # noqa: E402
 from edgekit.engines.torch import TorchEngine  # noqa: E402
 from edgekit.errors import BadWeightsError, OptionError, TextError, UnknownArchitectureError  # noqa: E402
 from edgekit.grids import get  # noqa: E402
-from edgekit.options import Container, Options  # noqa: E402
+from edgekit.options import Container, Effort, Options  # noqa: E402
 from edgekit.quantize import rounding as block_rounding  # noqa: E402
 from edgekit.quantize.blocks import Blocks, inputs_of  # noqa: E402
 from edgekit.quantize.curvature import token_weights  # noqa: E402
@@ -89,6 +89,26 @@ def test_weights_are_put_back(family: tuple[Checkpoint, TorchEngine]) -> None:
     found = block_rounding.round_block(blocks, 0, grids, lambda name: checkpoint.read(tensors[name]), {})
     assert found.keys() == grids.keys()
     np.testing.assert_array_equal(engine.logits(ids[0]), before)
+
+
+def test_a_block_is_closer_when_its_codes_are_learned(family: tuple[Checkpoint, TorchEngine]) -> None:
+    checkpoint, engine = family
+    tensors = {tensor.hf: tensor for tensor in checkpoint.spec.tensors}
+    grids = dict.fromkeys(_linear(checkpoint, 0), "int3-sym-b32")
+    errors = []
+    for iterations in (0, 300):
+        blocks = Blocks(engine.module, checkpoint.spec, _sequences(tiny_families.VOCAB))
+        targets = blocks.outputs(0)
+        found = block_rounding.round_block(
+            blocks, 0, grids, lambda name: checkpoint.read(tensors[name]), {}, iterations
+        )
+        again = Blocks(engine.module, checkpoint.spec, _sequences(tiny_families.VOCAB))
+        with again.borrowed(0):
+            for name, matrix in found.items():
+                again.put(0, name, get(matrix.grid).dequantize(matrix))
+            said = again.outputs(0)
+        errors.append(sum(float((one - other).square().sum()) for one, other in zip(said, targets, strict=True)))
+    assert errors[1] < 0.9 * errors[0]
 
 
 def test_every_token_has_a_weight(family: tuple[Checkpoint, TorchEngine]) -> None:
@@ -176,8 +196,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs little text."""
-    from edgekit import rounding
-
     monkeypatch.setattr(rounding, "SEQUENCES", 12)
     monkeypatch.setattr(rounding, "LENGTH", 64)
 
@@ -223,11 +241,15 @@ def test_a_killed_build_goes_on_at_its_block(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("short")
-def test_both_formats_without_a_cache(model: Path, tmp_path: Path) -> None:
-    options = Options(effort="good", sequences=4, length=32, cache=False)
+@pytest.mark.parametrize(("effort", "words"), [("good", "GPTQ"), ("best", "learned rounding")])
+def test_both_formats_without_a_cache(
+    effort: Effort, words: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rounding._ITERATIONS, "best", 12)
+    options = Options(effort=effort, sequences=4, length=32, cache=False)
     built = api.build(model, output=tmp_path / "out", options=options)
     assert [artefact.format for artefact in built.report.artefacts] == ["gguf", "onnx"]
-    assert "GPTQ" in built.report.calibration
+    assert words in built.report.calibration
 
 
 def test_the_same_text_twice_is_refused(model: Path, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (b" \n\t", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
         (b"abc\xff\xfe", r"not UTF-8 \(byte 3\)"),
+        (b"text and then \0 a zero", "control characters, as binary files do"),
+        (b"\x7fELF\x02\x01\x01" * 40, "control characters, as binary files do"),
     ],
 )
 def test_a_file_without_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -41,6 +43,12 @@ def test_a_file_without_text_is_refused(tmp_path: Path, data: bytes, message: st
     path.write_bytes(data)
     with pytest.raises(TextError, match=message):
         from_file(path, encode, 1, 2)
+
+
+def test_a_form_feed_and_a_stray_escape_make_no_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"one page\r\n\x0c\tanother page \x1b" + b" of text" * 40)
+    assert len(from_file(path, encode, 4, 5).sequences) == 4
 
 
 def test_a_short_file_says_how_many_tokens_are_missing(tmp_path: Path) -> None:
