@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from edgekit import targets
-from edgekit.emulator import needs, userland
+from edgekit.emulator import kernel, needs, userland
 from edgekit.emulator.board import Board, emulated
 from edgekit.emulator.machine import whole_board
 from edgekit.errors import EmulatorError
@@ -42,14 +42,23 @@ def board(name: str) -> Iterator[Board]:
 
 
 @contextmanager
-def machine(name: str, *, deterministic: bool = False) -> Iterator[Board]:
-    """A whole board of a target."""
+def machine(name: str, **options: Any) -> Iterator[Board]:
+    """A whole board of a target; `options` are those of :func:`whole_board`."""
     demand("machine")
     target = targets.load(name)
-    with whole_board(
-        target, deterministic=deterministic, system=system(userland.release_of(target))
-    ) as running:  # fmt: skip
+    release = userland.release_of(target)
+    _share_kernel(release)
+    with whole_board(target, system=system(release), **options) as running:
         yield running
+
+
+def _share_kernel(release: str) -> None:
+    """Let the session's cache have the kernel that the user's has."""
+    wanted = kernel.place(release)
+    made = _USERS_CACHE / wanted.relative_to(cache_dir())
+    if made.is_dir() and not wanted.exists():
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        wanted.symlink_to(made)
 
 
 def system(release: str) -> Path:

@@ -27,6 +27,7 @@ def text(path):
 def kills():
     found = [line.split()[1] for line in text("/proc/vmstat").splitlines() if line.startswith("oom_kill ")]
     return int(found[0]) if found else 0
+os.sync()
 before = kills()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = os.fork()
@@ -39,6 +40,7 @@ if not child:
         pass
     os.execv(command[0], command)
 _, status, usage = os.wait4(child, 0)
+os.sync()
 with open(folder + "/.ended", "w") as stream:
     stream.write("%d %d %d" % (os.waitstatus_to_exitcode(status), usage.ru_maxrss, kills() - before))
 os.replace(folder + "/.ended", folder + "/ended")
@@ -46,7 +48,10 @@ os.replace(folder + "/.ended", folder + "/ended")
 """Run by the board's Python with a folder and a command. Beside the command's exit code it knows what a shell does not:
 the most memory it held, and whether the kernel killed for lack of memory meanwhile. The command volunteers to be the
 one that the kernel kills, so that the ssh server stays. SIGTERM goes to both and ends the command alone: whoever stops
-them waits as long as the command cleans up."""
+them waits as long as the command cleans up.
+
+The disk is brought up to date before the command, so that a power cut takes nothing of what was sent and installed and
+writing it does not disturb a measurement; and after it, so that no end is told whose result could still be lost."""
 
 _PIECE = 16384
 _BEHIND = 4 * _PIECE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -156,6 +157,7 @@ def _read(path: Path, handle: int, identity: Identity) -> tuple[_Head, dict[str,
     if not rows:
         head = _Head(identity=identity, started=datetime.now(UTC).isoformat(timespec="seconds"))
         _append(path, handle, head)
+        _enter(path.parent)
         return head, {}
     head = _decoded(path, 1, rows[0], _Head)
     if head.identity != identity or not _is_time(head.started):
@@ -197,6 +199,16 @@ def _append(path: Path, handle: int, line: Any) -> None:
         os.fsync(handle)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _enter(folder: Path) -> None:
+    """Write through which files a folder has; some file systems need, and others do not know that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

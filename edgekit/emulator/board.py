@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,10 @@ PidFile none
 """
 
 
+def _always_on() -> None:
+    raise EmulatorError("this emulated board has no power switch", expected="a whole one with a disk")
+
+
 @dataclass(frozen=True)
 class Board:
     """A running emulated board."""
@@ -76,6 +80,9 @@ class Board:
     known_hosts: Path
     sensors: Sensors
     user: str = userland.USER
+    lose_power: Callable[[], None] = _always_on
+    """Cuts the power for a moment: the board starts anew, with what was written through to its disk and nothing else.
+    Returns at once. Raises EmulatorError on a board without a disk."""
 
     def ssh_command(self, program_name: str = "ssh") -> list[str]:
         """`ssh` (or `scp`, `sftp`) with all options to reach the board, without the host."""

@@ -20,9 +20,10 @@ from edgekit.progress import Progress
 PACKAGE = "linux-image-cloud-arm64"
 MODULES = (
     "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover",
-    "net_failover", "virtio_net",
+    "net_failover", "virtio_net", "virtio_blk",
 )  # fmt: skip
-"""For the network card, in the order in which they need each other; a kernel that has one built in lacks its file."""
+"""For the network card and the disk, in the order in which they need each other; a kernel that has one built in lacks
+its file."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _ALIGN = 4
 

@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgekit import cache
-from edgekit.emulator import kernel, userland
+from edgekit.emulator import kernel, monitor, userland
 from edgekit.emulator.board import LOOPBACK, Board, known_hosts, make_keys, model, qemu_cpu, sshd_config
 from edgekit.emulator.needs import program, require
-from edgekit.emulator.sensors import SCRIPT, VCGENCMD, Sensors
+from edgekit.emulator.sensors import SCRIPT, STATES, VCGENCMD, Readings, Sensors, files
 from edgekit.errors import EmulatorError
 from edgekit.files import sweep, temporary_folder
 from edgekit.progress import Progress
@@ -35,6 +35,7 @@ ATTEMPT = 10.0
 RAM_MIB = 2048
 _ADDRESS, _GATEWAY = "10.0.2.15/24", "10.0.2.2"
 """QEMU's user network forwards to the first; restrict=on keeps the machine from reaching anything through it."""
+_DISK = "/dev/vda"
 _INIT = f"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
@@ -46,7 +47,9 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/sshd /{VCGENCMD}
 mount -t tmpfs tmpfs /sys/class/thermal
+cp -R /sensors/. /
 for module in /modules/*; do insmod "$module"; done
+[ ! -b {_DISK} ] || mount -t ext4 {_DISK} /home/{userland.USER}
 hostname -F /etc/hostname
 ip link set lo up
 ip addr add {_ADDRESS} dev eth0
@@ -55,6 +58,10 @@ ip link set eth0 up
 echo board is up
 while :; do sleep 3600 & wait; done
 """
+_KERNEL_LINE = "console=ttyAMA0 quiet panic=-1 norandmaps rdinit=/init"
+"""With addresses that are the same in every process (norandmaps) QEMU translates a program once and not each time it is
+started; otherwise what it keeps of a page grows with every start, until clearing such a page takes seconds."""
+_MONITOR, _DISK_FILE = "monitor", "disk"
 _RETRIES, _TAKEN = 3, "could not set up host forwarding"
 """Another program may take the port between our look at it and QEMU's."""
 _CPU_MODES = {
@@ -72,11 +79,13 @@ def whole_board(
     release: str = "",
     system: Path | None = None,
     ram_mib: int = RAM_MIB,
+    disk_mib: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Board]:
     """A booted machine while the block runs; afterwards, or when this process dies, nothing of it is left.
 
-    Its system lives in memory and cannot reach any network. Sensors: those of `vcgencmd` and the thermal zone.
+    Its system lives in memory and cannot reach any network. Sensors: those of `vcgencmd` and the thermal zone. One with
+    a disk can lose its power, see :attr:`Board.lose_power`.
 
     Args:
         target: whose CPU and model name it has.
@@ -85,6 +94,7 @@ def whole_board(
         release: Debian release; empty: the one with the target's Python.
         system: folder of a system that :func:`userland.make` made; None: the one in the cache, made when missing.
         ram_mib: memory; the system takes about 300 of it.
+        disk_mib: size of a disk that holds the user's home; 0: none, the home is in memory too.
         progress: told when a system has to be made.
 
     Raises:
@@ -100,8 +110,9 @@ def whole_board(
         _write_image(state, folder, linux, target)
         hardware = ["-M", "virt", "-cpu", cpu, "-smp", str(_cores(target, deterministic)), "-m", str(ram_mib)]
         boot = _boot(state, linux, [*hardware, *_CPU_MODES[deterministic]], target)
+        if disk_mib:
+            boot += [*_disk(state, disk_mib), *monitor.options(state / _MONITOR)]
         with _booted(state, boot, target) as board:
-            board.sensors.set("cool")
             yield board
 
 
@@ -112,7 +123,7 @@ def _cores(target: Target, deterministic: bool) -> int:
 def _boot(state: Path, linux: Path, hardware: Sequence[str], target: Target) -> list[str]:
     tree = _device_tree(state, hardware, target)
     files = ["-dtb", str(tree), "-kernel", str(linux / "vmlinuz"), "-initrd", str(state / "initrd")]
-    return [*hardware, *files, "-append", "console=ttyAMA0 quiet panic=-1 rdinit=/init"]
+    return [*hardware, *files, "-append", _KERNEL_LINE]
 
 
 def _write_image(state: Path, system: Path, linux: Path, target: Target) -> None:
@@ -130,6 +141,7 @@ def _write_image(state: Path, system: Path, linux: Path, target: Target) -> None
         "ssh/authorized_keys": (text, (state / "ssh" / "authorized_keys").read_bytes()),
         "ssh/sshd_config": (text, config.encode()),
         "modules": (stat.S_IFDIR | 0o755, b""),
+        **_sensor_files(target),
     }
     if target.probe.firmware == "vcgencmd":
         extras["usr/bin/vcgencmd"] = (script, SCRIPT.encode())
@@ -137,6 +149,35 @@ def _write_image(state: Path, system: Path, linux: Path, target: Target) -> None
         extras[f"modules/{path.name}"] = (text, path.read_bytes())
     with (state / "initrd").open("wb") as out:
         kernel.image(out, system, extras)
+
+
+def _sensor_files(target: Target) -> dict[str, tuple[int, bytes]]:
+    """What the sensors say when the board starts, for its first process to put where they are."""
+    made: dict[str, tuple[int, bytes]] = {"sensors": (stat.S_IFDIR | 0o755, b"")}
+    for name, text in _placeable(files(target, STATES["cool"])).items():
+        for folder in reversed(PurePosixPath("sensors", name).parents[:-2]):
+            made[str(folder)] = (stat.S_IFDIR | 0o755, b"")
+        made[f"sensors/{name}"] = (stat.S_IFREG | 0o644, text.encode())
+    return made
+
+
+def _placeable(found: Mapping[str, str]) -> dict[str, str]:
+    """Without what the machine has no place for (INA3221)."""
+    return {name: text for name, text in found.items() if name.startswith((VCGENCMD, "sys/class/thermal"))}
+
+
+def _disk(state: Path, mib: int) -> list[str]:
+    """An empty disk with a file system that belongs to the user; returns QEMU's options for it."""
+    path = state / _DISK_FILE
+    with path.open("wb") as stream:
+        stream.truncate(mib << 20)
+    owner = f"root_owner={userland.UID}:{userland.UID}"
+    userland.run(
+        [program("mke2fs"), "-q", "-F", "-t", "ext4", "-m", "0", "-E", owner, str(path)],
+        "mke2fs cannot make the board's disk",
+    )
+    drive = f"file={path},format=raw,if=none,id=disk"
+    return ["-drive", drive, "-device", "virtio-blk-pci,drive=disk"]
 
 
 def _device_tree(state: Path, hardware: Sequence[str], target: Target) -> Path:
@@ -171,7 +212,14 @@ def _booted(state: Path, boot: Sequence[str], target: Target) -> Iterator[Board]
 def _board(state: Path, port: int, target: Target) -> Board:
     unset = Sensors(target, lambda _files: None)
     board = Board(target, port, state / "key", known_hosts(state, port), unset)
-    return replace(board, sensors=Sensors(target, lambda files: _send(board, files)))
+    sensors = Sensors(target, lambda files: _send(board, files))
+
+    def lose_power() -> None:
+        monitor.reset(state / _MONITOR)
+        sensors.readings = Readings()  # as they are when it starts
+
+    board = replace(board, sensors=sensors)
+    return replace(board, lose_power=lose_power) if (state / _DISK_FILE).exists() else board
 
 
 @contextmanager
@@ -216,14 +264,13 @@ def _lets_in(board: Board, seconds: float) -> bool:
 
 
 def _send(board: Board, files: Mapping[str, str]) -> None:
-    """Sensors are root's; what the machine has no place for (INA3221) is left out."""
+    """Sensors are root's."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, text in files.items():
-            if name.startswith((VCGENCMD, "sys/class/thermal")):
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(text.encode()), 0o644
-                archive.addfile(member, io.BytesIO(text.encode()))
+        for name, text in _placeable(files).items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(text.encode()), 0o644
+            archive.addfile(member, io.BytesIO(text.encode()))
     command = [*board.ssh_command(), f"root@{LOOPBACK}", "tar", "-x", "-C", "/"]
     done = subprocess.run(command, input=packed.getvalue(), capture_output=True, timeout=START, check=False)  # noqa: S603
     if done.returncode:

@@ -40,6 +40,7 @@ TOOLS = (
     Tool("ssh-keygen", "openssh-client", ("board", "machine")),
     Tool("qemu-system-aarch64", "qemu-system-arm", ("machine",)),
     Tool("fdtput", "device-tree-compiler", ("machine",)),
+    Tool("mke2fs", "e2fsprogs", ("machine",)),
     Tool("qemu-aarch64", "qemu-user", ("count",)),
     Tool("cc", "gcc", ("count",)),
 )

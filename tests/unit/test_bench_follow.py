@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,3 +39,21 @@ def test_a_stop_waits_for_what_the_measurement_cleans_up(tmp_path: Path) -> None
     board.device().stop(handle)
     assert (board.home / "clean").read_text() == "clean\n"
     assert (board.home / "ended").read_text().startswith("3 ")
+
+
+def test_the_disk_is_brought_up_to_date_before_the_measurement_and_before_its_end_is_told(tmp_path: Path) -> None:
+    """A power cut shall find what was sent and installed, and no end without its result."""
+    program = (
+        "import os, sys\n"
+        "def sync():\n"
+        "    seen = sorted(name for name in os.listdir(sys.argv[1]) if not name.startswith('.'))\n"
+        "    print(*seen, flush=True)\n"
+        "os.sync = sync\n"
+        f"exec({LAUNCHER!r})"
+    )
+    command = ["/bin/sh", "-c", 'echo 1 >"$0/bench.json"', str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, str(tmp_path), *command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\nbench.json\n"
+    assert (tmp_path / "ended").read_text().startswith("0 ")
