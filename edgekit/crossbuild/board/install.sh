@@ -136,6 +136,7 @@ install_wheels() {
         --disable-pip-version-check --no-cache-dir install --no-deps --no-index --only-binary=:all: --require-hashes \
         --no-compile --find-links "$runtime/wheels" --requirement "$runtime/requirements.txt" >"$log" 2>&1 || failed
     "$venv/bin/python" -I -c "import $IMPORTS" >"$log" 2>&1 || failed
+    sync # a power cut must not leave this mark beside files that were never written
     printf '%s\n' "$SUMS" >"$venv/.whole.new"
     mv -f -- "$venv/.whole.new" "$venv/.whole"
 }
