@@ -88,17 +88,11 @@ class Blocks:
         Raises:
             BadWeightsError: an activation is NaN or infinite; names the layer.
         """
-        module = self._linear(layer)[name]
-        parts: list[torch.Tensor] = []
-
-        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            parts.append(inputs[0].flatten(0, -2).float().clone())
-            raise _EnoughError
-
-        with _hooks([module.register_forward_pre_hook(hook)]):
+        rows = _Rows(sum(states.shape[1] for states in self._states))
+        with _hooks([self._linear(layer)[name].register_forward_pre_hook(rows.hook)]):
             for states in self._states:
                 _until_enough(lambda states=states: self._forward(layer, states))  # type: ignore[misc]
-        return _finite(name, torch.cat(parts))
+        return rows.finite(name)
 
     def put(self, layer: int, name: str, weights: F32) -> None:
         """Let the block compute with other weights (outputs, inputs), until :meth:`advance` has used them."""
@@ -164,26 +158,43 @@ def inputs_of(model: Any, name: str, sequences: Sequence[Ids]) -> torch.Tensor:
         BadWeightsError: an activation is NaN or infinite.
     """
     module = dict(model.named_modules())[name.removesuffix(".weight")]
-    parts: list[torch.Tensor] = []
-
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        parts.append(inputs[0].flatten(0, -2).float().clone())
-        raise _EnoughError
-
-    with _hooks([module.register_forward_pre_hook(hook)]):
+    rows = _Rows(sum(map(len, sequences)))
+    with _hooks([module.register_forward_pre_hook(rows.hook)]):
         for ids in sequences:
             _until_enough(lambda ids=ids: model(torch.as_tensor(ids)[None], use_cache=False))  # type: ignore[misc]
-    return _finite(name, torch.cat(parts))
+    return rows.finite(name)
 
 
-def _finite(name: str, rows: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(rows).all()):
-        raise BadWeightsError(
-            f"the inputs of {name} hold NaN or infinity on the calibration text",
-            expected="finite activations",
-            remedy="calibrate with another text, or use an earlier checkpoint",
-        )
-    return rows
+class _Rows:
+    """What a layer reads, gathered in place: the parts and the whole beside each other would be twice the memory."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens, self._done = tokens, 0
+
+    _whole: torch.Tensor
+
+    def hook(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Take the rows of one sequence, and end its pass."""
+        rows = inputs[0].flatten(0, -2)
+        if not self._done:
+            self._whole = torch.empty(self._tokens, rows.shape[1])
+        self._whole[self._done : self._done + len(rows)] = rows
+        self._done += len(rows)
+        raise _EnoughError
+
+    def finite(self, name: str) -> torch.Tensor:
+        """(tokens, inputs) of all sequences.
+
+        Raises:
+            BadWeightsError: an activation is NaN or infinite; names the layer.
+        """
+        if not bool(torch.isfinite(self._whole).all()):
+            raise BadWeightsError(
+                f"the inputs of {name} hold NaN or infinity on the calibration text",
+                expected="finite activations",
+                remedy="calibrate with another text, or use an earlier checkpoint",
+            )
+        return self._whole
 
 
 def _split(arguments: tuple[Any, ...], keywords: Kwargs) -> tuple[torch.Tensor, tuple[Any, ...], Kwargs]:
