@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--dithered", action="store_true")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--calibration-text", type=Path)
-    parser.add_argument("--effort", default="good", choices=["fast", "good"])
+    parser.add_argument("--effort", default="good", choices=["fast", "good", "best"])
     parser.add_argument("--target", default="rpi5")
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--chunks", type=int, default=24)
