@@ -18,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,8 +187,11 @@ def _apart(name: str, given: argparse.Namespace) -> int:
         code = 1
         try:
             code = _one(given)
+        except Exception:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:

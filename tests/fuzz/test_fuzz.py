@@ -39,7 +39,8 @@ def attacked(parser: str, count: int, keep: Path) -> list[Tally]:
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "RUST_BACKTRACE": "0"},
     )  # fmt: skip
     tallies = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"parser"')]
-    assert tallies, ran.stderr[-2000:]
+    told = {tally["parser"] for tally in tallies}
+    assert told == (set(PARSERS) if parser == "all" else {parser}), ran.stderr[-4000:]
     return tallies
 
 
@@ -58,6 +59,7 @@ def tallies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tally]:
     return {tally["parser"]: tally for tally in found}
 
 
+@pytest.mark.xdist_group("fuzz")  # so that one process of several runs them all, once
 @pytest.mark.parametrize("parser", PARSERS)
 def test_damaged_files_are_read_or_refused(parser: str, tallies: dict[str, Tally]) -> None:
     judge(tallies[parser], EVERY_RUN)
