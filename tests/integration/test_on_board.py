@@ -121,7 +121,7 @@ def compare(board: F32, host: F32) -> tuple[float, str]:
     return kl, "every top token is the same" if first is None else f"the first other top token is at {first}"
 
 
-@pytest.fixture(scope="module", params=[4, 3])
+@pytest.fixture(scope="module", params=[4, pytest.param(3, marks=pytest.mark.nightly)])
 def on_a76(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     bundle = build(tmp_path_factory.mktemp("dist"), "rpi5", request.param)
     with installed(bundle, "rpi5") as found:
