@@ -55,7 +55,7 @@ def judge(tally: Tally, count: int) -> None:
 @pytest.fixture(scope="module")
 def tallies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tally]:
     """One run over all parsers."""
-    found = attacked("all", EVERY_RUN, tmp_path_factory.getbasetemp().parent / "edgekit-fuzz")
+    found = attacked("all", EVERY_RUN, tmp_path_factory.getbasetemp() / "edgekit-fuzz")
     return {tally["parser"]: tally for tally in found}
 
 
