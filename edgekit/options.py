@@ -67,7 +67,7 @@ class Options:
     """An importance matrix of llama.cpp to weigh the inputs by, instead of what the calibration text says."""
     effort: Effort = "fast"
     """How codes are found: each weight by itself (seconds), so that each layer says the same (GPTQ, minutes), or so
-    that each block does (learned rounding, most of an hour)."""
+    that each block does (learned rounding, long)."""
     sequences: int = 16
     """Of the evaluation text, and as many of the calibration text."""
     length: int = 128

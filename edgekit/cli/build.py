@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 @click.option("--no-calibration", is_flag=True, help="Let all inputs of a layer weigh the same.")
 @click.option(
     "--effort", type=click.Choice(["fast", "good", "best"]), default="fast", show_default=True,
-    help="How codes are found: each weight by itself (seconds), or by what each layer says (GPTQ, minutes).",
+    help="How codes are found: each weight by itself (fast: seconds), by what layers say (good: GPTQ, minutes), or by "
+    "what blocks say (best: learned after GPTQ, long).",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")

@@ -172,9 +172,7 @@ class _Position:
         return torch.bucketize(self._latent, self._middles)
 
     def _level(self) -> torch.Tensor:
-        if self.form.uniform:
-            return self._latent.round().clamp_(float(self._levels[0]), float(self._levels[-1]))
-        return self._levels[torch.bucketize(self._latent, self._middles)]
+        return self._levels[self._index()]
 
     def weights(self) -> torch.Tensor:
         """(outputs, inputs), as the file would hold them but for the rounding of the steps."""
