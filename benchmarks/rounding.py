@@ -112,7 +112,7 @@ def lab(checkpoint: Checkpoint, text: Path | None, calibration: Path | None, bar
     evaluation: dict[str, Sequence[Ids]] = {"own text": texts.evaluation.sequences}
     if text:
         evaluation[text.name] = from_file(text, tokenizer.encode, 6, 256, bos=None).sequences
-    beginnings = [ids[:1] for ids in starts(rounding.SEQUENCES, tokenizer.bos_id, tokenizer.encode)]
+    beginnings = [ids[:1] for ids in starts(rounding.SEQUENCES["good"], tokenizer.bos_id, tokenizer.encode)]
     with bars.step("calibration text") as advance:
         rows = engine.sample_batch([int(ids[0]) for ids in beginnings], rounding.LENGTH, 1 << 16, advance)
     own = self_generated(lambda _b, _l, _s: list(rows), beginnings, rounding.LENGTH, 0, engine.vocab_size).sequences
@@ -123,7 +123,7 @@ def lab(checkpoint: Checkpoint, text: Path | None, calibration: Path | None, bar
         "token weights": _weighed(checkpoint, engine, own, bars),
     }
     if calibration:
-        real = from_file(calibration, tokenizer.encode, rounding.SEQUENCES, rounding.LENGTH, bos=None).sequences
+        real = from_file(calibration, tokenizer.encode, rounding.SEQUENCES["good"], rounding.LENGTH, bos=None).sequences
         ways["real text"] = _weighed(checkpoint, engine, real, bars)
     originals = {name: [engine.logits(ids) for ids in sequences] for name, sequences in evaluation.items()}
     return Lab(checkpoint, engine, evaluation, originals, ways)

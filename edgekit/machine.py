@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 
@@ -11,3 +12,10 @@ def cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system: glibc keeps what large tensors leave behind, gigabytes after a long stage."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl and macOS have none
+    if trim is not None:
+        trim(0)

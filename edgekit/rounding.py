@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from edgekit.quantize.blocks import Blocks
     from edgekit.steps import Work
 
-SEQUENCES, LENGTH = 48, 256
-"""Of the text that rounding is calibrated on; sequences are never longer than the model's context."""
+SEQUENCES = {"good": 48, "best": 160}
+"""Of the text that rounding is calibrated on."""
+LENGTH = 256
+"""Tokens of each, never more than the model's context."""
 _LEAST = 4
 """Sequences that a user's own file must at least give."""
 _WEIGHTS, _CODES = "weights.safetensors", "codes.safetensors"
@@ -72,7 +74,7 @@ def _text(work: Work) -> list[Ids]:
     given = options.calibration_text
     stage = Stage("rounding-text", "calibration: text for rounding", {
         "file": None if given is None or not given.is_file() else sha256(given), "seed": options.seed,
-        "sequences": SEQUENCES, "length": _length(work),
+        "sequences": _sequences(work), "length": _length(work),
     })  # fmt: skip
 
     def make() -> list[list[int]]:
@@ -82,25 +84,29 @@ def _text(work: Work) -> list[Ids]:
     return [np.array(ids, np.int64) for ids in work.stages.record(stage, list[list[int]], make)[0]]
 
 
+def _sequences(work: Work) -> int:
+    return SEQUENCES[work.options.effort]
+
+
 def _length(work: Work) -> int:
     return min(LENGTH, work.checkpoint.spec.context_length)
 
 
 def _cut(work: Work, path: Path) -> text.EvalText:
-    """As many sequences as the file gives, at most SEQUENCES."""
+    """As many sequences as the file gives, at most :func:`_sequences`."""
     bos, length = work.tokenizer.bos_id, _length(work)
     each = length - (bos is not None)
     found = text.from_file(path, work.tokenizer.encode, _LEAST, length, bos=bos)
-    count = min(SEQUENCES, len(work.tokenizer.encode(path.read_text("utf-8-sig"))) // each)
+    count = min(_sequences(work), len(work.tokenizer.encode(path.read_text("utf-8-sig"))) // each)
     if count <= _LEAST:
         return found
     return text.from_file(path, work.tokenizer.encode, count, length, bos=bos)
 
 
 def _generated(work: Work) -> text.EvalText:
-    engine, seed, length = work.original.engine(), work.options.seed + _SEED, _length(work)
-    beginnings = [ids[:1] for ids in text.starts(SEQUENCES, work.tokenizer.bos_id, work.tokenizer.encode)]
-    with work.progress.step(f"text: the full-precision model writes {SEQUENCES} × {length} tokens") as advance:
+    engine, seed, length, count = work.original.engine(), work.options.seed + _SEED, _length(work), _sequences(work)
+    beginnings = [ids[:1] for ids in text.starts(count, work.tokenizer.bos_id, work.tokenizer.encode)]
+    with work.progress.step(f"text: the full-precision model writes {count} × {length} tokens") as advance:
         rows = engine.sample_batch([int(ids[0]) for ids in beginnings], length, seed, advance)
     return text.self_generated(lambda _b, _l, _s: list(rows), beginnings, length, seed, engine.vocab_size)
 

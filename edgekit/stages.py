@@ -20,6 +20,7 @@ import msgspec
 from edgekit import cache, locks
 from edgekit.errors import OutputError
 from edgekit.files import copy_tree
+from edgekit.machine import give_memory_back
 from edgekit.progress import Progress
 
 _PACKAGE = Path(__file__).parent
@@ -105,6 +106,7 @@ class Stages:
         try:
             cache.files_of(work).mkdir(parents=True)
             make(cache.files_of(work))
+            give_memory_back()
             made = self._keep(stage, work, lock)
             if not made.cached:
                 self._again[key] = made

@@ -7,7 +7,6 @@ for their errors as far as it can.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from edgekit.checkpoint.spec import Spec
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import BadWeightsError, UnknownArchitectureError
+from edgekit.quantize.processor import bfloat16
 
 Kwargs = dict[str, Any]
 
@@ -117,7 +117,7 @@ class Blocks:
         }
         states = self._states[number]
         rest, keywords = self._arguments[states.shape[1]][layer]
-        with torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
             out = torch.func.functional_call(self._layers[layer], turned, (states, *rest), keywords)
         given: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return given
@@ -217,14 +217,6 @@ def _layers(model: Any, spec: Spec) -> tuple[str, Any]:
             remedy="build with --effort fast",
         )
     return name, found
-
-
-@functools.cache
-def _bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 by itself; others emulate it, slower than float32."""
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # PyTorch 2.10
-    known: dict[str, bool] = ask()
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _transposed(module: Any) -> bool:

@@ -17,7 +17,9 @@ import torch
 
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import BadWeightsError
+from edgekit.machine import give_memory_back
 from edgekit.progress import Advance
+from edgekit.quantize.processor import bfloat16
 
 Weights = dict[str, F32]
 """Parameter name → one weight for each token of all sequences, one behind the other, of mean 1."""
@@ -55,6 +57,7 @@ def token_weights(model: Any, names: Sequence[str], sequences: Sequence[Ids], se
             parameter.requires_grad_(False)
         for done, ids in enumerate(sequences, 1):
             _backward(model, ids, generator)
+            give_memory_back()  # what logits and gradients leave in the heap grows with every sequence otherwise
             progress(done, len(sequences))
     finally:
         for hook in hooks:
@@ -66,7 +69,8 @@ def token_weights(model: Any, names: Sequence[str], sequences: Sequence[Ids], se
 
 def _backward(model: Any, ids: Ids, generator: torch.Generator) -> None:
     embedded = model.get_input_embeddings()(torch.as_tensor(ids)[None]).detach().requires_grad_(True)
-    with torch.enable_grad():
+    # In bfloat16 where the processor has it: nearly twice as fast, and less of a difference than other labels make.
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
         logits = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
         chances = torch.softmax(logits.detach().double(), dim=-1)
         labels = torch.multinomial(chances, 1, generator=generator)[:, 0]

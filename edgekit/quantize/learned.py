@@ -29,9 +29,9 @@ BATCH = 4
 """Sequences a step of the descent."""
 _SPAN = 0.5
 """Levels that a latent position may move from where its weight lies, as in AutoRound."""
-_RATE, _MEMORY = 0.3, 0.9
+_RATE, _MEMORY = 0.1, 0.9
 """Twice the levels that a position moves whose gradient never turns; the running mean's share of the past."""
-_STEP_RATE = 0.02
+_STEP_RATE = 0.06
 """The first, of a group's step, relative to it."""
 _INSIDE = 1e-3
 """How far inside the cell of its code, in levels, a position begins that GPTQ moved out of the weight's own cell."""
@@ -136,26 +136,30 @@ def _tensor(matrix: Quantized) -> torch.Tensor:
 
 
 class _Position:
-    """A matrix whose codes and steps move."""
+    """A matrix whose codes and steps move. Arrays are (rows, groups, columns of a group), those of groups end in 1.
+
+    A position counts levels from 0 and is linear between the edges of a level's cell, so that the levels of IQ4_NL,
+    whose distances differ, are moved between like those of a uniform format.
+    """
 
     def __init__(self, form: Scalar, matrix: Quantized, weights: F32) -> None:
-        self.form, self._columns = form, matrix.shape[1]
+        self.form, (self._rows, self._columns) = form, matrix.shape
         self._levels = torch.from_numpy(form.levels)
-        self._middles = (self._levels[1:] + self._levels[:-1]) / 2
-        self._steps = torch.from_numpy(form.steps.copy())
+        self._steps, self._zeros, self._offsets = (
+            torch.from_numpy(array)[:, :, None] for array in (form.steps, form.zeros, form.offsets)
+        )
         self._factors = torch.ones_like(self._steps)
-        step = self._spread(self._steps)
-        zero = self._spread(torch.from_numpy(form.zeros))
-        self._zero, self._offset = zero, self._spread(torch.from_numpy(form.offsets))
-        codes = torch.from_numpy(matrix.fields["codes"].astype(np.int64)).reshape(matrix.shape) - form.first
-        own = torch.where(step != 0, (torch.from_numpy(weights) - self._offset) / step + zero, self._levels[codes])
-        edges = torch.cat([self._levels[:1] - 1, self._middles, self._levels[-1:] + 1])
-        low, high = edges[codes], edges[codes + 1]
-        self._gap = (high - low) if not form.uniform else torch.ones(())
-        inside = _INSIDE * self._gap
-        self._latent = torch.minimum(torch.maximum(own, low + inside), high - inside)
-        self._low, self._high = self._latent - _SPAN * self._gap, self._latent + _SPAN * self._gap
-        self._mean = torch.zeros_like(self._latent)
+        codes = self._grouped(torch.from_numpy(matrix.fields["codes"].astype(np.int64) - form.first).view(matrix.shape))
+        own = (self._grouped(torch.from_numpy(weights)) - self._offsets) / self._steps + self._zeros
+        gaps = self._levels.diff()
+        edges = torch.cat([
+            self._levels[:1] - gaps[:1] / 2, self._levels[1:] - gaps / 2, self._levels[-1:] + gaps[-1:] / 2,
+        ])  # fmt: skip
+        within = (own - edges[codes]) / (edges[codes + 1] - edges[codes]) - 0.5
+        within = within.nan_to_num_(0.0).clamp_(_INSIDE - 0.5, 0.5 - _INSIDE)  # a step of zero: any code will do
+        self._start = codes + within
+        self._moved, self._mean = torch.zeros_like(self._start), torch.zeros_like(self._start)
+        self._basis, self._slope = torch.empty(0), torch.zeros_like(self._steps)
 
     @staticmethod
     def of(matrix: Quantized, weights: F32) -> _Position | None:
@@ -163,38 +167,41 @@ class _Position:
         form = scalar(matrix)
         return None if form is None else _Position(form, matrix, weights)
 
-    def _spread(self, array: torch.Tensor) -> torch.Tensor:
-        return array.repeat_interleave(self.form.group, dim=1)[:, : self._columns]
+    def _grouped(self, array: torch.Tensor) -> torch.Tensor:
+        missing = self.form.steps.shape[1] * self.form.group - self._columns
+        whole = torch.nn.functional.pad(array, (0, missing)) if missing else array
+        return whole.reshape(self._rows, -1, self.form.group)
+
+    def _flat(self, array: torch.Tensor) -> torch.Tensor:
+        return array.reshape(self._rows, -1)[:, : self._columns]
 
     def _index(self) -> torch.Tensor:
-        if self.form.uniform:
-            return (self._latent.round() - self._levels[0]).clamp_(0, len(self._levels) - 1).long()
-        return torch.bucketize(self._latent, self._middles)
-
-    def _level(self) -> torch.Tensor:
-        return self._levels[self._index()]
+        return (self._start + self._moved).round_().clamp_(0, len(self._levels) - 1)
 
     def weights(self) -> torch.Tensor:
         """(outputs, inputs), as the file would hold them but for the rounding of the steps."""
-        return (self._level() - self._zero) * self._spread(self._steps * self._factors) + self._offset
+        level = self._index()
+        if self.form.uniform:
+            level += self._levels[0]
+        else:
+            level = self._levels.index_select(0, level.int().flatten()).view_as(level)
+        self._basis = level.sub_(self._zeros)
+        return self._flat(self._basis * (self._steps * self._factors) + self._offsets)
 
     def move(self, gradient: torch.Tensor | None, rate: float, iterations: int) -> None:
-        """One step against the gradient of the weights (outputs, inputs); `rate` falls from 1 to 0."""
+        """One step against the gradient of :meth:`weights` (outputs, inputs); `rate` falls from 1 to 0."""
         if gradient is None:
             return
-        basis, step = self._level() - self._zero, self._spread(self._steps)
-        self._mean.lerp_(gradient * step, 1 - _MEMORY)
-        self._latent -= self._mean.sign() * self._gap * (_RATE * rate / iterations)
-        torch.minimum(torch.maximum(self._latent, self._low), self._high, out=self._latent)
+        given, direction = self._grouped(gradient), self._steps.sign()
+        self._mean.lerp_(given, 1 - _MEMORY)
+        self._moved.addcmul_(self._mean.sign(), direction, value=-_RATE * rate / iterations).clamp_(-_SPAN, _SPAN)
         if self.form.free:
-            missing = self._steps.shape[1] * self.form.group - self._columns
-            whole = torch.nn.functional.pad(gradient * basis * step, (0, missing))
-            slope = whole.reshape(*self._steps.shape, self.form.group).sum(dim=2)
-            self._factors -= slope.sign() * (_STEP_RATE * rate / iterations)
+            self._slope.lerp_((given * self._basis).sum(dim=2, keepdim=True), 1 - _MEMORY)
+            self._factors.addcmul_(self._slope.sign(), direction, value=-_STEP_RATE * rate / iterations)
 
     def stored(self, matrix: Quantized) -> Quantized:
         """The matrix with the codes and steps as they are now."""
         if self.form.free:
-            steps = storable_steps(matrix, (self._steps * self._factors).numpy())
+            steps = storable_steps(matrix, (self._steps * self._factors)[:, :, 0].numpy())
             matrix = with_steps(matrix, np.where(np.isfinite(steps), steps, self.form.steps))
-        return with_codes(matrix, self.form, self._index().numpy())
+        return with_codes(matrix, self.form, self._flat(self._index()).numpy())

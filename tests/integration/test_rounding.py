@@ -196,7 +196,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs little text."""
-    monkeypatch.setattr(rounding, "SEQUENCES", 12)
+    monkeypatch.setattr(rounding, "SEQUENCES", {"good": 12, "best": 12})
     monkeypatch.setattr(rounding, "LENGTH", 64)
 
 
