@@ -133,6 +133,7 @@ def _artefact_report(result: Result) -> reports.Artefact:
         ),
         parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
         flipped=flipped_items(result.coherence.items), planned=_planned(result),
+        codes=dict(result.built.codes),
     )  # fmt: skip
 
 

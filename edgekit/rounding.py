@@ -20,7 +20,7 @@ from edgekit.files import sha256
 from edgekit.grids import get
 from edgekit.grids.scalar import is_scalar
 from edgekit.quantize.plan import Entry, Plan
-from edgekit.quantize.rounded import Place, Rounded, load, save
+from edgekit.quantize.rounded import Place, Rounded, Ways, load, save
 from edgekit.stages import Made, Stage
 from edgekit.weighing import load_importance
 
@@ -188,8 +188,10 @@ class _Walk:
         with self._work.progress.step(title), naming(matrix):
             inputs = inputs_of(self._work.original.engine().module, name, self._sequences)
             weights = _load(self._weights, [name])[name]
-            found = round_output(inputs, weights, entry.grid, self._read(matrix), tied=name != matrix)
-            save({matrix: found}, folder / _CODES)
+            own: list[int] = []
+            found = round_output(inputs, weights, entry.grid, self._read(matrix), tied=name != matrix, tell=own.append)
+            rows = entry.tensor.shape[0]
+            save({matrix: found}, folder / _CODES, {matrix: {"GPTQ": rows - own[0], "own": own[0]}})
 
     def _round(self, layer: int, entries: list[Entry], folder: Path, title: str) -> None:
         from edgekit.quantize.rounding import round_block
@@ -198,9 +200,10 @@ class _Walk:
             blocks = self._at(layer)
             grids = {entry.tensor.hf: entry.grid for entry in entries}
             weights = _load(self._weights, grids)
-            found = round_block(blocks, layer, grids, self._read, weights, self._iterations)
+            ways: Ways = {}
+            found = round_block(blocks, layer, grids, self._read, weights, self._iterations, ways)
             self._next = layer + 1
-            save(found, folder / _CODES)
+            save(found, folder / _CODES, ways)
 
     def _at(self, layer: int) -> Blocks:
         """The text before `layer`, with what earlier builds rounded in place."""

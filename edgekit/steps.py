@@ -258,7 +258,8 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
     path = work.folder / plan.container / f"model.{plan.container}"
     twin = artefacts.full_precision_path(plan.container, work.scratch)
     twin = foreign.converted.path if foreign else twin
-    return Artefact(Built(plan, path, twin, digests, foreign), made.digest)
+    ways = codes.shares((entry.tensor.hf, entry.tensor.shape) for entry in plan.entries if entry.tensor.rule.matrix)
+    return Artefact(Built(plan, path, twin, digests, foreign, ways), made.digest)
 
 
 def check_tokenizers(work: Work, made: Sequence[Artefact]) -> None:

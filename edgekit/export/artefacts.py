@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,8 @@ class Built:
     """What each tensor is meant to decode to."""
     foreign: Foreign | None = None
     """What it was made from, where somebody else's exporter converted the model."""
+    codes: Mapping[str, float] = field(default_factory=dict)
+    """Share of the weights by who chose their codes."""
 
     @property
     def nbytes(self) -> int:

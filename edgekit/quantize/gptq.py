@@ -13,6 +13,7 @@ squared error Σ_rows (w - v) H (w - v)ᵀ with H = E[x xᵀ], the second moment
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,13 @@ _ROWS, _SYSTEMS = 8192, 1 << 23
 
 
 def round_matrix(
-    weights: F32, moment: F32, grid: str, *, refinements: int = REFINEMENTS, damping: float = DAMPING
+    weights: F32,
+    moment: F32,
+    grid: str,
+    *,
+    refinements: int = REFINEMENTS,
+    damping: float = DAMPING,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Quantized:
     """The matrix on a grid, rounded by GPTQ and refined by coordinate descent and least squares.
 
@@ -51,6 +58,8 @@ def round_matrix(
             what its own quantizer gives, with the diagonal of H as importance.
         refinements: rounds of new scales and coordinate descent.
         damping: share of the mean of H's diagonal.
+        tell: called once with the number of rows that keep what the grid's own quantizer gives, because nothing was
+            better.
 
     Raises:
         BadWeightsError: H holds NaN or infinity; and as the grid's own quantizer.
@@ -61,6 +70,7 @@ def round_matrix(
     nearest = get(grid).quantize(weights, importance)
     form = scalar(nearest)
     if form is None:
+        tell(len(weights))
         return nearest
     most = max(64, min(_ROWS, _SYSTEMS // form.steps.shape[1] ** 2))
     whole = damped(torch.from_numpy(np.ascontiguousarray(moment)), damping)
@@ -69,7 +79,8 @@ def round_matrix(
         _rows(weights[begin : begin + most], _cut(nearest, begin, most), whole, order, factor, refinements)
         for begin in range(0, len(weights), most)
     ]
-    return _stack(parts)
+    tell(sum(own for _, own in parts))
+    return _stack([part for part, _ in parts])
 
 
 def _check(moment: F32, columns: int) -> None:
@@ -138,8 +149,8 @@ def _view(form: Scalar, columns: int) -> _View:
 
 def _rows(
     weights: F32, nearest: Quantized, moment: torch.Tensor, order: torch.Tensor, factor: torch.Tensor, refinements: int
-) -> Quantized:
-    """One piece of the matrix: the best of what the grid, GPTQ and its refinements give."""
+) -> tuple[Quantized, int]:
+    """One piece of the matrix: the best of what the grid, GPTQ and its refinements give, and how often the grid's."""
     target = torch.from_numpy(np.ascontiguousarray(weights, np.float32))
     form = _scalar_of(nearest)
     view = _view(form, target.shape[1])
@@ -238,8 +249,8 @@ def _with_levels(quantized: Quantized, view: _View, chosen: torch.Tensor) -> Qua
     return with_codes(quantized, view.form, index.numpy())
 
 
-def _best_rows(candidates: list[Quantized], target: torch.Tensor, moment: torch.Tensor) -> Quantized:
-    """For each row the candidate with the least error."""
+def _best_rows(candidates: list[Quantized], target: torch.Tensor, moment: torch.Tensor) -> tuple[Quantized, int]:
+    """For each row the candidate with the least error; and how many rows took the first one."""
     grid = get(candidates[0].grid)
     errors = torch.stack([_error(torch.from_numpy(grid.dequantize(found)), target, moment) for found in candidates])
     best = errors.argmin(dim=0).numpy()
@@ -247,7 +258,7 @@ def _best_rows(candidates: list[Quantized], target: torch.Tensor, moment: torch.
         name: np.stack([found.fields[name] for found in candidates])[best, np.arange(len(best))]
         for name in candidates[0].fields
     }
-    return Quantized(candidates[0].grid, candidates[0].shape, fields)
+    return Quantized(candidates[0].grid, candidates[0].shape, fields), int((best == 0).sum())
 
 
 def _error(values: torch.Tensor, target: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:

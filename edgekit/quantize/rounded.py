@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.grids.base import Quantized
 
-_SEPARATOR = "|"
+_SEPARATOR, _WAYS = "|", "ways"
+Way = Literal["learned", "GPTQ", "own"]
+"""Who chose a row's codes: learned rounding, GPTQ with its refinements, or the format's own quantizer."""
+Ways = dict[str, dict[Way, int]]
+"""Tensor name → rows by who chose their codes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,15 @@ class Rounded:
         place = self.places.get(name)
         return None if place is None else load(name, place)
 
+    def shares(self, matrices: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, float]:
+        """Share of the weights of these matrices (name, shape) by who chose their codes: see :data:`Way`."""
+        found: Counter[str] = Counter()
+        for name, (rows, columns) in matrices:
+            place = self.places.get(name)
+            for way, count in _ways(place.file)[name].items() if place else [("own", rows)]:
+                found[way] += count * columns
+        return {way: count / found.total() for way, count in found.most_common() if count}
+
 
 def load(name: str, place: Place) -> Quantized:
     """The matrix of that name at a place."""
@@ -49,6 +64,13 @@ def load(name: str, place: Place) -> Quantized:
     return Quantized(place.grid, place.shape, fields)
 
 
+def _ways(file: Path) -> Ways:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as stored:
+        return msgspec.json.decode((stored.metadata() or {}).get(_WAYS, "{}"), type=Ways)
+
+
 def pieces(matrix: Quantized, most: int) -> Iterator[Quantized]:
     """Rows of the matrix in order, at most about `most` weights at a time."""
     rows, columns = matrix.shape
@@ -58,8 +80,8 @@ def pieces(matrix: Quantized, most: int) -> Iterator[Quantized]:
         yield Quantized(matrix.grid, (min(step, rows - begin), columns), fields)
 
 
-def save(matrices: Mapping[str, Quantized], path: Path) -> None:
-    """Write matrices to a new file."""
+def save(matrices: Mapping[str, Quantized], path: Path, ways: Ways) -> None:
+    """Write matrices to a new file, and who chose their codes."""
     from safetensors.numpy import save_file
 
     arrays = {
@@ -67,4 +89,4 @@ def save(matrices: Mapping[str, Quantized], path: Path) -> None:
         for name, matrix in matrices.items()
         for part, array in matrix.fields.items()
     }
-    save_file(arrays, path)
+    save_file(arrays, path, {_WAYS: msgspec.json.encode(ways).decode()})

@@ -17,6 +17,7 @@ from edgekit.grids.base import Quantized
 from edgekit.quantize.blocks import Blocks
 from edgekit.quantize.gptq import DAMPING, round_matrix
 from edgekit.quantize.learned import Text, learn
+from edgekit.quantize.rounded import Ways
 
 _TIED_DAMPING = 0.1
 """Measured: docs/experiments/rounding.md."""
@@ -33,6 +34,7 @@ def round_block(
     read: Read,
     weights: Mapping[str, NDArray[np.float32]],
     iterations: int = 0,
+    ways: Ways | None = None,
 ) -> dict[str, Quantized]:
     """The block's matrices on their grids. The calibration text has then passed the rounded block.
 
@@ -46,11 +48,13 @@ def round_block(
         read: the full-precision weights.
         weights: tensor name → one weight for each token; see :mod:`edgekit.quantize.curvature`.
         iterations: of learned rounding after GPTQ, see :mod:`edgekit.quantize.learned`; 0: none.
+        ways: gets who chose the codes of each matrix.
 
     Raises:
         BadWeightsError: an activation, a moment or a weight is NaN or infinite; names the layer.
     """
     found: dict[str, Quantized] = {}
+    ways = {} if ways is None else ways
     targets = blocks.outputs(layer) if iterations else []
     with blocks.borrowed(layer):
         groups = blocks.groups(layer)
@@ -58,20 +62,30 @@ def round_block(
             inputs = blocks.inputs(layer, group[0])
             for name in group:
                 with naming(name):
-                    found[name] = round_matrix(read(name), second_moment(inputs, weights.get(name)), grids[name])
+                    moment, own = second_moment(inputs, weights.get(name)), list[int]()
+                    found[name] = round_matrix(read(name), moment, grids[name], tell=own.append)
+                    ways[name] = {"GPTQ": found[name].shape[0] - own[0], "own": own[0]}
                 blocks.put(layer, name, get(grids[name]).dequantize(found[name]))
         if iterations:
             text = Text.of(targets, weights.get(groups[-1][-1]))  # whose output is added to the block's
             with naming(f"block {layer}"):
-                found = learn(found, read, text, partial(blocks.output, layer), iterations=iterations)
+                start, found = found, learn(found, read, text, partial(blocks.output, layer), iterations=iterations)
             for name, matrix in found.items():
+                if matrix is not start[name]:
+                    ways[name] = {"learned": matrix.shape[0]}
                 blocks.put(layer, name, get(matrix.grid).dequantize(matrix))
         blocks.advance(layer)
     return found
 
 
 def round_output(
-    inputs: torch.Tensor, weights: NDArray[np.float32], grid: str, matrix: F32, *, tied: bool
+    inputs: torch.Tensor,
+    weights: NDArray[np.float32],
+    grid: str,
+    matrix: F32,
+    *,
+    tied: bool,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Quantized:
     """The matrix that makes the logits on its grid.
 
@@ -82,9 +96,10 @@ def round_output(
         matrix: (vocabulary, hidden).
         tied: whether it is the embedding as well. An embedding's rows are inputs, for which every column counts about
             the same: damping adds that to what the logits need.
+        tell: see :func:`edgekit.quantize.gptq.round_matrix`.
     """
     damping = _TIED_DAMPING if tied else DAMPING
-    return round_matrix(matrix, second_moment(inputs, weights), grid, refinements=0, damping=damping)
+    return round_matrix(matrix, second_moment(inputs, weights), grid, refinements=0, damping=damping, tell=tell)
 
 
 def second_moment(inputs: torch.Tensor, weights: NDArray[np.float32] | None) -> F32:

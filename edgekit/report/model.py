@@ -91,6 +91,9 @@ class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Some of the items in `coherence.items.flipped`, in words; see :mod:`edgekit.report.flips`."""
     planned: Planned | None = None
     """None: the formats follow from the bits or from a plan's file."""
+    codes: dict[str, float] = {}
+    """Share of the weights by who chose their codes: learned rounding, GPTQ, or the format's own quantizer, of which
+    GPTQ keeps rows that it cannot better."""
 
 
 class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from edgekit.coherence.gates import Check
 from edgekit.coherence.generation import Generation
 from edgekit.coherence.scoring import ItemScores
 from edgekit.report.model import Artefact, Report
-from edgekit.report.words import NOT_MEASURED, interval, mebibytes, number, percent, points, rise, shown
+from edgekit.report.words import NOT_MEASURED, chosen_by, interval, mebibytes, number, percent, points, rise, shown
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,7 @@ FILES = (
     Row("Bits requested", "", "", lambda a: str(a.requested_bits), True),
     Row("Effective bits, all file bytes", "", "", lambda a: f"{a.effective_bits:.2f}", True),
     Row("Size of the weight files", "", "", lambda a: mebibytes(a.bytes), True),
+    Row("Codes chosen by", "", "Share of the weights.", lambda a: chosen_by(a.codes)),
 )
 
 PREDICTED = (

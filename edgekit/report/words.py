@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from edgekit.coherence.scoring import ItemScores
 from edgekit.report.model import Runtime
@@ -47,6 +48,14 @@ def percent(value: float | None) -> str:
     if 0 < value < 0.0001:
         return "< 0.01 %"
     return f"{100 * value:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+_WAYS = {"learned": "learned rounding", "GPTQ": "GPTQ", "own": "the format's own quantizer"}
+
+
+def chosen_by(codes: Mapping[str, float]) -> str:
+    """Who chose the codes of how much of the weights."""
+    return ", ".join(f"{_WAYS.get(way, way)} {percent(share)}" for way, share in codes.items()) or "not recorded"
 
 
 def rise(value: float | None) -> str:

@@ -176,13 +176,19 @@ def test_rounded_matrices_come_back_bit_for_bit(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(size=(6, 256)).astype(np.float32)
     grids = {"a.weight": "Q3_K", "a.b.weight": "int4-asym-b32", "c": "IQ4_NL"}
     made = {name: get(grid).quantize(weights) for name, grid in grids.items()}
-    save(made, tmp_path / "codes.safetensors")
+    file = tmp_path / "codes.safetensors"
+    save(made, file, {"a.weight": {"GPTQ": 5, "own": 1}, "a.b.weight": {"learned": 6}, "c": {"own": 6}})
     for name, grid in grids.items():
-        found = load(name, Place(tmp_path / "codes.safetensors", grid, (6, 256)))
+        found = load(name, Place(file, grid, (6, 256)))
         assert found.grid == grid
         assert found.fields.keys() == made[name].fields.keys()
         assert all(np.array_equal(found.fields[part], made[name].fields[part]) for part in found.fields)
     assert Rounded().load("a.weight") is None
+    places = {name: Place(file, grid, (6, 256)) for name, grid in grids.items()}
+    shapes = [(name, (6, 256)) for name in grids]
+    assert Rounded(places).shares([*shapes, ("not rounded", (6, 512))]) == {
+        "own": (1 + 6 + 12) / 30, "learned": 6 / 30, "GPTQ": 5 / 30
+    }  # fmt: skip
 
 
 # -- builds
@@ -210,6 +216,8 @@ def test_a_build_comes_closer_to_the_original(container: Container, model: Path,
         built = api.build(model, output=tmp_path / effort, options=options)
         (artefact,) = built.report.artefacts
         kl[effort] = artefact.coherence.kl_mean
+        assert sum(artefact.codes.values()) == pytest.approx(1)
+        assert ("GPTQ" in artefact.codes) == (effort == "good")
     assert kl["good"] < 0.9 * kl["fast"]
 
 
