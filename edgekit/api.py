@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
     from edgekit.bundle.tokenizer import Tokenizer
     from edgekit.checkpoint.checkpoint import Checkpoint
+    from edgekit.dispersion.condensation import Condensation
     from edgekit.engines.base import Engine
     from edgekit.quantize.importance import Importance
     from edgekit.quantize.sensitivity_map import SensitivityMap
@@ -169,6 +170,31 @@ def imatrix(
     dataset = f"written by {checkpoint.name}, seed {options.seed}" if own is None else own.name
     write(Path(output), found, checkpoint.spec, text.sequences, dataset, force=options.force)
     return found
+
+
+def condensation(
+    model: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> Condensation:
+    """Measure how condensed a model is, as `edgekit condensation` does.
+
+    Args:
+        model: as in :func:`build`.
+        options: text, sequences, length, seed.
+        source: as in :func:`build`.
+        progress: as in :func:`build`.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    options, progress = options or Options(length=512), progress or Quiet()
+    checkpoint = _opened(model, None, options, source, progress)
+    from edgekit import condensing
+
+    return condensing.condensation(checkpoint, options, progress)
 
 
 def _opened(

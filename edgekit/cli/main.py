@@ -23,6 +23,7 @@ VERBS = {
     "plan": "Show what would be built: formats, sizes, predicted speed and memory.",
     "sensitivity": "Measure what each number format does to each tensor, for plans under a budget.",
     "imatrix": "Measure how much each input of each layer matters, as llama.cpp's importance matrix.",
+    "condensation": "Measure how far a model's tokens point the same way, layer by layer.",
     "verify": "Check a bundle: schema, checksums, tokenizer, coherence.",
     "inspect": "Show what a model folder, a bundle or a model file holds.",
     "bench": "Measure a bundle on a device: speed, memory, energy, coherence.",

@@ -79,6 +79,12 @@ class TorchEngine:
         return out
 
     @torch.inference_mode()
+    def states(self, ids: Ids) -> list[F32]:
+        """Hidden states (T, features): what enters the first block, then what each gives, the last behind the norm."""
+        found = self._model(torch.as_tensor(ids)[None], use_cache=False, output_hidden_states=True).hidden_states
+        return [layer[0].float().numpy() for layer in found]
+
+    @torch.inference_mode()
     def record(self, ids: Ids, stack: str) -> tuple[F32, list[Any]]:
         """Logits (T, V), and what each layer of the module list `stack` gave, for :meth:`logits_from`."""
         given: list[Any] = []

@@ -1,0 +1,77 @@
+"""`edgekit condensation`: how condensed models are, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.source_options import source_options
+from edgekit.options import Options, SourceOptions
+
+if TYPE_CHECKING:
+    from edgekit.dispersion.condensation import Condensation
+
+
+@click.command("condensation")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@source_options
+@click.option("--text", type=click.Path(path_type=Path), help="What they read (UTF-8); default: each its own.")
+@click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of the text.")
+@click.option("--length", type=click.IntRange(2, 4096), default=512, show_default=True, help="Tokens of each.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="A page with the heat-maps.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="All figures.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def command(
+    models: tuple[str, ...], source: SourceOptions, text: Path | None, sequences: int, length: int, seed: int,
+    html: Path | None, json_file: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Measure how far the tokens' vectors of each MODEL point the same way, layer by layer.
+
+    Condensed embeddings lie in a narrow cone: the cosines between positions are near 1, the more the deeper the layer
+    (arXiv:2602.00217). Several models are shown one after the other; give --text, so that they read the same.
+    """
+    from edgekit.api import condensation
+    from edgekit.errors import one_line
+    from edgekit.files import refuse_existing, whole_file
+    from edgekit.progress import Bars
+
+    for path in (html, json_file):
+        if path is not None:
+            refuse_existing(path, force)
+    options = Options(text=text, sequences=sequences, length=length, seed=seed)
+    found = [condensation(model, options=options, source=source, progress=Bars()) for model in models or (None,)]
+    for one in found:
+        _show(one)
+    if json_file is not None:
+        import msgspec
+
+        with whole_file(json_file, force=force) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        click.echo(f"figures: {one_line(str(json_file))}")
+    if html is not None:
+        from edgekit.report.condensation import render
+
+        with whole_file(html, force=force) as part:
+            part.write_text(render(found), "utf-8")
+        click.echo(f"page: {one_line(str(html))}")
+
+
+def _show(found: Condensation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from edgekit.errors import one_line
+    from edgekit.report.condensation import HEAD, row, trend_in_words
+
+    table = Table(title=escape(one_line(found.model)))
+    for title in HEAD:
+        table.add_column(title, justify="right")
+    for index, layer in enumerate(found.layers):
+        table.add_row(*row(index, layer))
+    console = Console()
+    console.print(table)
+    console.print(f"{trend_in_words(found)} {found.sequences} sequences of {found.length} tokens, {found.text}.")
