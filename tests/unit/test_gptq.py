@@ -31,7 +31,7 @@ def _moment(columns: int, seed: int = 1, rank: int | None = None) -> F32:
 
 
 def _error(weights: F32, moment: F32, grid: str, **settings: int) -> float:
-    found = round_matrix(weights, moment, grid, **settings)
+    found = round_matrix(weights, moment, grid, **settings)  # type: ignore[arg-type]
     return output_error(weights, get(grid).dequantize(found), moment)
 
 
