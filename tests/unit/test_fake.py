@@ -109,13 +109,12 @@ def test_training_on_the_grid_lowers_the_error_of_the_output(grid: str) -> None:
 
 
 def test_a_module_that_stores_its_weight_the_other_way_round() -> None:
-    class Turned(torch.nn.Module):
-        def __init__(self, weights: F32) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.from_numpy(weights.T.copy()))
+    from transformers.pytorch_utils import Conv1D
 
     weights = matrix()
-    module = Turned(weights)
+    module = Conv1D(4, 256)
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(weights.T.copy()))
     attach(module, get("Q4_0").quantize(weights))
     assert tuple(module.weight.shape) == (256, 4)
     values, stored = detach(module)
