@@ -6,7 +6,7 @@ bundle needs what a board has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.bundle.tokenizer import Tokenizer
     from edgekit.checkpoint.checkpoint import Checkpoint
     from edgekit.dispersion.condensation import Condensation
+    from edgekit.dispersion.survival import Survival
     from edgekit.engines.base import Engine
     from edgekit.quantize.importance import Importance
     from edgekit.quantize.sensitivity_map import SensitivityMap
@@ -195,6 +196,39 @@ def condensation(
     from edgekit import condensing
 
     return condensing.condensation(checkpoint, options, progress)
+
+
+def survive(
+    model: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    grids: Sequence[str] | None = None,
+    noise: bool = False,
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> Survival:
+    """Measure a model at fewer and fewer bits, as `edgekit survive` does.
+
+    Args:
+        model: as in :func:`build`.
+        against: whose full precision it is compared with; None: its own.
+        grids: number formats; None: :data:`edgekit.dispersion.survival.GRIDS`.
+        noise: also measure Gaussian noise as large as each format's rounding.
+        options: texts, sequences, length, seed, cache.
+        source: as in :func:`build`.
+        progress: as in :func:`build`.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    options, progress = options or Options(), progress or Quiet()
+    checkpoint = _opened(model, None, options, source, progress)
+    parent = None if against is None else _opened(against, None, options, source, progress)
+    from edgekit import surviving
+    from edgekit.dispersion.survival import GRIDS
+
+    return surviving.survival(checkpoint, parent, grids or GRIDS, options, progress, noise=noise)
 
 
 def _opened(

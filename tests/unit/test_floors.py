@@ -17,8 +17,8 @@ FLOORS = {
     "export": 4, "report": 4, "inspecting": 5, "inspecting_files": 3, "inspecting_onnx": 3,
     "emulator": 4, "devices": 4, "bench": 5, "bench_report": 6, "crossbuild": 5, "original": 5, "records": 5,
     "weighing": 6, "steps": 6, "rounding": 6, "mapping": 6, "refining": 6, "building": 6, "contradictions": 6,
-    "condensing": 6, "api": 7,
-    "cli": 8, "__main__": 9,
+    "condensing": 6, "surviving": 7, "api": 8,
+    "cli": 9, "__main__": 10,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}
 DEVICE = (

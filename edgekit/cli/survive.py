@@ -1,0 +1,89 @@
+"""`edgekit survive`: what is left of models at fewer and fewer bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.source_options import source_options
+from edgekit.options import Options, SourceOptions
+
+if TYPE_CHECKING:
+    from edgekit.dispersion.survival import Survival
+
+
+@click.command("survive")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@source_options
+@click.option("--against", metavar="MODEL", help="Compare all with this one's full precision; default: each its own.")
+@click.option("--grids", metavar="NAMES", help="Formats, separated by commas; default: 16, 8, 6, 5, 4, 3 and 2 bits.")
+@click.option("--noise", is_flag=True, help="Also Gaussian noise as large as each format's rounding.")
+@click.option("--text", type=click.Path(path_type=Path), help="What they are judged on (UTF-8); default: the model's.")
+@click.option(
+    "--calibration-text", type=click.Path(path_type=Path), help="Calibration text (UTF-8); default: the model's own."
+)
+@click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of each text.")
+@click.option("--length", type=click.IntRange(2, 4096), default=128, show_default=True, help="Tokens of each.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of generated texts and noise.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="A page with the curve (HTML).")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="All figures.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
+def command(
+    models: tuple[str, ...], source: SourceOptions, against: str | None, grids: str | None, noise: bool,
+    text: Path | None, calibration_text: Path | None, sequences: int, length: int, seed: int, output: Path | None,
+    json_file: Path | None, force: bool, no_cache: bool,
+) -> None:  # fmt: skip
+    """Round each MODEL's linear layers to fewer and fewer bits and measure how far it drifts from full precision.
+
+    Everything else stays in full precision and is computed in PyTorch, so that formats and models are compared and not
+    engines. A killed run goes on at its format.
+    """
+    from edgekit.api import survive
+    from edgekit.errors import one_line
+    from edgekit.files import refuse_existing, whole_file
+    from edgekit.progress import Bars
+
+    for path in (output, json_file):
+        if path is not None:
+            refuse_existing(path, force)
+    options = Options(
+        text=text, calibration_text=calibration_text, sequences=sequences, length=length, seed=seed, cache=not no_cache
+    )
+    names = None if grids is None else tuple(name.strip() for name in grids.split(","))
+    found = [
+        survive(model, against=against, grids=names, noise=noise, options=options, source=source, progress=Bars())
+        for model in models or (None,)
+    ]
+    for one in found:
+        _show(one)
+    if json_file is not None:
+        import msgspec
+
+        with whole_file(json_file, force=force) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        click.echo(f"figures: {one_line(str(json_file))}")
+    if output is not None:
+        from edgekit.report.survival import render
+
+        with whole_file(output, force=force) as part:
+            part.write_text(render(found), "utf-8")
+        click.echo(f"page: {one_line(str(output))}")
+
+
+def _show(found: Survival) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from edgekit.errors import one_line
+    from edgekit.report.survival import HEAD, row
+
+    table = Table(title=escape(one_line(f"{found.model}, compared with {found.reference} in full precision")))
+    for index, title in enumerate(HEAD):
+        table.add_column(title, justify="right" if index else "left")
+    for point in found.points:
+        table.add_row(*row(point))
+    Console().print(table)
