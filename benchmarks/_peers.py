@@ -68,19 +68,23 @@ AUTO_ROUND = ("Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0")
 """File types that auto-round exports."""
 
 
-def gguf_peers(checkpoint: Checkpoint, importance: Importance, scratch: Path) -> Iterator[Peer]:
-    """llama-quantize's types with an importance matrix, from the converter's own float file."""
-    source = scratch / "float.gguf"
-    if not source.exists():
-        command = [sys.executable, str(converter().script), str(checkpoint.root), "--outfile", str(source)]
-        _run([*command, "--outtype", "f32"])
-    names = {tensor.hf: tensor.gguf for tensor in checkpoint.spec.tensors}
-    table = scratch / "importance.npz"
-    np.savez(table, **{names[name]: square for name, square in importance.items()})  # type: ignore[arg-type]
+def gguf_peers(checkpoint: Checkpoint, importance: Callable[[], Importance], scratch: Path) -> Iterator[Peer]:
+    """llama-quantize's types with an importance matrix, from the converter's own float file.
+
+    Both are made when the first type is.
+    """
+    source, table = scratch / "float.gguf", scratch / "importance.npz"
     for name, (kind, embedding, pure) in GGUF.items():
 
         def make(out: Path, kind: str = kind, embedding: str = embedding, pure: bool = pure) -> Path:
             path = out / "model.gguf"
+            if not source.exists():
+                command = [sys.executable, str(converter().script), str(checkpoint.root), "--outfile", str(source)]
+                _run([*command, "--outtype", "f32"])
+            if not table.exists():
+                names = {tensor.hf: tensor.gguf for tensor in checkpoint.spec.tensors}
+                squares = {names[name]: square for name, square in importance().items()}
+                np.savez(table, **squares)  # type: ignore[arg-type]
             # In a process of its own: ggml ends the process when something does not suit it.
             job = [sys.executable, "-m", "benchmarks._peers", str(source), str(path), str(table), kind, embedding]
             _run([*job, str(int(pure))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,8 +18,13 @@ from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
 from edgekit.options import Container
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _RESAMPLES = 2000
 _OURS = "edgekit"
+_BEYOND = 1.2
+"""Files larger than this times our largest stand in the table alone: they would squeeze the picture."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,7 +157,8 @@ def draw(found: Quality, path: Path) -> None:
     figure, panels = plt.subplots(1, len(containers), figsize=(6.2 * len(containers), 4.6), squeeze=False)
     for panel, container in zip(panels[0], containers, strict=True):
         mine = [entry for entry in found.entries if entry.container == container]
-        _panel(panel, mine)
+        most = _BEYOND * max((entry.megabytes for entry in mine if entry.ours), default=float("inf"))
+        _panel(panel, [entry for entry in mine if entry.megabytes <= most])
         panel.set_title(container.upper())
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -161,10 +168,9 @@ def draw(found: Quality, path: Path) -> None:
 _STYLES = (("edgekit best", "#0b6e4f", "D"), ("edgekit good", "#2a9d6f", "o"), ("edgekit fast", "#8cc9a8", "s"))
 
 
-def _panel(panel: object, entries: Sequence[Entry]) -> None:
-    from matplotlib.axes import Axes
+def _panel(panel: Axes, entries: Sequence[Entry]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    assert isinstance(panel, Axes)  # noqa: S101 (for mypy: subplots' array knows no type)
     for label, colour, marker in (*_STYLES, ("others", "#c0392b", "x")):
         mine = [entry for entry in entries if _style(entry) == label]
         if not mine:
@@ -175,15 +181,24 @@ def _panel(panel: object, entries: Sequence[Entry]) -> None:
         line = "none" if label == "others" else "-"
         panel.errorbar(sizes, kls, bars, color=colour, marker=marker, linestyle=line, capsize=2, label=label)
         if label == "others":
-            for entry in mine:
-                panel.annotate(
-                    entry.name, (entry.megabytes, entry.kl), (5, 4), textcoords="offset points", fontsize=7
-                )  # fmt: skip
+            _named(panel, mine)
     panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.margins(x=0.15, y=0.15)
     panel.set_xlabel("whole file, MB (10⁶ bytes)")
     panel.set_ylabel("KL divergence from the original, nats")
     panel.grid(visible=True, which="both", alpha=0.25)
-    panel.legend(loc="upper right")
+    panel.legend(loc="lower left")
+
+
+def _named(panel: Axes, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        panel.annotate(
+            entry.name.removesuffix(" with importance"), (entry.megabytes, entry.kl), (3, 4),
+            textcoords="offset points", fontsize=7, rotation=35, ha="left", va="bottom",
+        )  # fmt: skip
 
 
 def _style(entry: Entry) -> str:

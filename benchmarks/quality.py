@@ -101,7 +101,7 @@ def peers(checkpoint: Checkpoint, options: argparse.Namespace, scratch: Path, ba
     """The others, of the containers that were asked for."""
     kinds = {kind for kind, _ in sizes(options)}
     if "gguf" in kinds:
-        yield from gguf_peers(checkpoint, _importance(checkpoint, options, bars), scratch)
+        yield from gguf_peers(checkpoint, lambda: _importance(checkpoint, options, bars), scratch)
         if options.auto_round:
             yield from auto_round_peers(checkpoint, options.calibration_text, scratch, options.auto_round)
     if "onnx" in kinds:
@@ -150,7 +150,8 @@ def main() -> None:
         makers = [ours(checkpoint, options, bars)]
         if not options.no_peers:
             makers.append(peers(checkpoint, options, scratch, bars))
-        for entry in measured(chain(*makers), chunks, said, have, bars):
+        wanted = (maker for maker in chain(*makers) if options.only in maker.name)
+        for entry in measured(wanted, chunks, said, have, bars):
             print(f"{entry.container} {entry.name}: {entry.megabytes:.1f} MB, KL {entry.kl:.4f}", flush=True)
             result = msgspec.structs.replace(result, entries=(*result.entries, entry))
             if options.json:
@@ -184,6 +185,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their names")
     parser.add_argument("--auto-round", type=int, default=0, metavar="ITERATIONS")
     return parser.parse_args()
 
