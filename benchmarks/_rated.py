@@ -145,6 +145,28 @@ def table(found: Quality) -> str:
                       f"{host.cpu}, {host.physical_cores} cores."])  # fmt: skip
 
 
+def summary(found: Quality) -> str:
+    """Markdown: for each size that ours were built under, the KL of each effort and of the nearest peer not larger."""
+    efforts = [effort for effort in ("good", "best") if any(entry.name.startswith(f"{_OURS} {effort}") for entry in
+                                                            found.entries)]  # fmt: skip
+    lines = ["| at most | " + " | ".join(f"edgekit, {effort}" for effort in efforts) + " | best of the others there |"]
+    lines.append("|---" * (len(efforts) + 2) + "|")
+    for container, size in sorted({(entry.container, _size(entry)) for entry in found.entries if entry.ours}):
+        kls = {entry.name.split()[1]: entry.kl for entry in found.entries if entry.ours
+               and (entry.container, _size(entry)) == (container, size)}  # fmt: skip
+        others = [entry for entry in found.entries if not entry.ours and entry.container == container
+                  and entry.megabytes <= size]  # fmt: skip
+        best = min(others, key=lambda entry: entry.kl, default=None)
+        said = "none so small" if best is None else f"{best.kl:.3f} ({best.name}, {best.megabytes:.1f} MB)"
+        cells = [f"**{kls[effort]:.3f}**" if effort in kls else "–" for effort in efforts]
+        lines.append(f"| {container.upper()} {size:g} MB | {' | '.join(cells)} | {said} |")
+    return "\n".join(lines)
+
+
+def _size(entry: Entry) -> float:
+    return float(entry.name.split("--size ")[1].removesuffix("MB")) if entry.ours else 0.0
+
+
 def draw(found: Quality, path: Path) -> None:
     """KL divergence against size, one panel a container, as SVG."""
     import matplotlib as mpl

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --text FILE [MODEL | --dithered] [--calibration-text FILE] [--efforts good,best]
         [--sizes gguf:105.5,gguf:92.5,gguf:80,onnx:114,onnx:90] [--chunks 24] [--json FILE] [--write PAGE]
-        [--picture FILE.svg] [--auto-round ITERATIONS]
+        [--picture FILE.svg] [--summary PAGE] [--auto-round ITERATIONS]
 
 Judged is the artefact on disk in its own engine (int8 activations included) against the model's own full-precision
 logits: mean KL divergence in nats over --chunks × 256 tokens of --text, with a 95 % interval from resampling the
@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import dithered
 from benchmarks._measure import machine
 from benchmarks._peers import Peer, PeerError, auto_round_peers, gguf_peers, onnx_peers
-from benchmarks._rated import Entry, Subject, begun, draw, keep, rate, table
+from benchmarks._rated import Entry, Subject, begun, draw, keep, rate, summary, table
 from benchmarks.coherence_table import replace
 from edgekit import api, rounding
 from edgekit.bundle.tokenizer import load_tokenizer
@@ -161,6 +161,8 @@ def main() -> None:
         draw(result, options.picture)
     if options.write:
         replace(options.write, "quality-table", table(result))
+    if options.summary:
+        replace(options.summary, "quality-summary", summary(result))
 
 
 def _subject(checkpoint: Checkpoint, options: argparse.Namespace) -> Subject:
@@ -184,6 +186,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--summary", type=Path)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their names")
     parser.add_argument("--auto-round", type=int, default=0, metavar="ITERATIONS")

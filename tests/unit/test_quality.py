@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks._rated import Entry, Quality, Subject, begun, draw, keep, table
+from benchmarks._rated import Entry, Quality, Subject, begun, draw, keep, summary, table
 from benchmarks._result import Machine
 from edgekit.options import Container
 
@@ -60,6 +60,14 @@ def test_the_table_has_each_container_by_size_and_ours_in_bold() -> None:
     ]  # fmt: skip
     assert lines[2] == "| **GGUF edgekit good --size 92.5MB** | 92.4 | **0.0700** | 0.0630–0.0770 | 0.900 | 12 s |"
     assert lines[-1] == "m, 512 tokens, formats of rpi4; measured on a CPU, 2 cores."
+
+
+def test_the_summary_has_the_nearest_peer_that_is_not_larger() -> None:
+    found = msgspec.structs.replace(FOUND, entries=(*FOUND.entries, entry("Q5_0", "gguf", 93.0, 0.03)))
+    assert summary(found).splitlines() == [
+        "| at most | edgekit, good | edgekit, best | best of the others there |", "|---|---|---|---|",
+        "| GGUF 92.5 MB | **0.070** | **0.060** | 0.230 (Q4_0, 91.0 MB) |",
+    ]  # fmt: skip
 
 
 def test_the_picture_names_every_peer_and_is_the_same_twice(tmp_path: Path) -> None:
