@@ -13,6 +13,7 @@ from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
 from edgekit.coherence.generation import compare_continuations
+from edgekit.coherence.text import fixed_prompts
 from edgekit.dispersion.survival import Point, Survival, bits_of, noisy, rounded
 from edgekit.engines.torch import TorchEngine
 from edgekit.errors import GridError, OptionError
@@ -69,7 +70,7 @@ def survival(
     words = f"{len(made.evaluation.sequences)} sequences of {kind}, sha256 {made.evaluation.sha256[:12]}"
     return Survival(
         model=checkpoint.name, model_sha256=checkpoint.sha256, reference=(parent or checkpoint).name, text=words,
-        prompt=tokenizer.decode(answers.prompts.lists()[0].tolist()),
+        prompt=fixed_prompts()[0].text,
         original=tokenizer.decode(answers.continuations.lists()[0].tolist()[:_SHOWN]), points=points,
     )  # fmt: skip
 
