@@ -147,8 +147,8 @@ def table(found: Quality) -> str:
 
 def summary(found: Quality) -> str:
     """Markdown: for each size that ours were built under, the KL of each effort and of the nearest peer not larger."""
-    efforts = [effort for effort in ("good", "best") if any(entry.name.startswith(f"{_OURS} {effort}") for entry in
-                                                            found.entries)]  # fmt: skip
+    there = {entry.name.split()[1] for entry in found.entries if entry.ours}
+    efforts = [effort for effort in ("fast", "good", "best") if effort in there]
     lines = ["| at most | " + " | ".join(f"edgekit, {effort}" for effort in efforts) + " | best of the others there |"]
     lines.append("|---" * (len(efforts) + 2) + "|")
     for container, size in sorted({(entry.container, _size(entry)) for entry in found.entries if entry.ours}):

@@ -22,6 +22,7 @@ from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -40,7 +41,7 @@ from edgekit.engines.base import Ids
 from edgekit.engines.torch import TorchEngine
 from edgekit.errors import EdgekitError
 from edgekit.files import sha256
-from edgekit.options import Budget, Container, Options
+from edgekit.options import Budget, Container, Effort, Options
 from edgekit.original import calibrate, make_texts
 from edgekit.progress import Bars
 
@@ -75,14 +76,14 @@ def originals(checkpoint: Checkpoint, chunks: Sequence[Ids], folder: Path) -> Or
 
 def ours(checkpoint: Checkpoint, options: argparse.Namespace, bars: Bars) -> Iterator[Peer]:
     """Builds under each size, with each effort."""
-    for effort in options.efforts.split(","):
-        for kind, megabytes in sizes(options):
+    for effort in options.efforts:
+        for kind, megabytes in options.sizes:
 
-            def make(out: Path, effort: str = effort, kind: Container = kind, megabytes: str = megabytes) -> Path:
+            def make(out: Path, effort: Effort = effort, kind: Container = kind, megabytes: str = megabytes) -> Path:
                 built = api.build(
                     checkpoint.root, target=options.target, output=out / "bundle", progress=bars,
                     options=Options(
-                        formats=(kind,), asked=True, effort=effort,  # type: ignore[arg-type] # argparse has seen to it
+                        formats=(kind,), asked=True, effort=effort,
                         budget=Budget("size", float(megabytes) * 1e6), calibration_text=options.calibration_text,
                     ),
                 )  # fmt: skip
@@ -91,15 +92,33 @@ def ours(checkpoint: Checkpoint, options: argparse.Namespace, bars: Bars) -> Ite
             yield Peer(f"edgekit {effort} --size {megabytes}MB", kind, make)
 
 
-def sizes(options: argparse.Namespace) -> list[tuple[Container, str]]:
-    """Container and MB, as asked."""
-    parts = [size.split(":") for size in options.sizes.split(",") if size]
-    return [("onnx" if kind == "onnx" else "gguf", megabytes) for kind, megabytes in parts]
+def sizes(given: str) -> list[tuple[Container, str]]:
+    """Container and MB, as asked.
+
+    Raises:
+        ValueError: one is not CONTAINER:MB.
+    """
+    found: list[tuple[Container, str]] = []
+    for size in filter(None, given.split(",")):
+        kind, megabytes = size.split(":")
+        float(megabytes)
+        found.append((get_args(Container)[get_args(Container).index(kind)], megabytes))
+    return found
+
+
+def efforts(given: str) -> list[Effort]:
+    """As asked.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    known: tuple[Effort, ...] = get_args(Effort)
+    return [known[known.index(name)] for name in given.split(",")]
 
 
 def peers(checkpoint: Checkpoint, options: argparse.Namespace, scratch: Path, bars: Bars) -> Iterator[Peer]:
     """The others, of the containers that were asked for."""
-    kinds = {kind for kind, _ in sizes(options)}
+    kinds = {kind for kind, _ in options.sizes}
     if "gguf" in kinds:
         yield from gguf_peers(checkpoint, lambda: _importance(checkpoint, options, bars), scratch)
         if options.auto_round:
@@ -111,7 +130,7 @@ def peers(checkpoint: Checkpoint, options: argparse.Namespace, scratch: Path, ba
 def _importance(checkpoint: Checkpoint, options: argparse.Namespace, bars: Bars) -> Mapping[str, F32]:
     tokenizer = load_tokenizer(checkpoint.root)
     made = Options(
-        text=options.text, calibration_text=options.calibration_text, formats=("gguf",),
+        text=options.calibration_text, calibration_text=options.calibration_text, formats=("gguf",),
         sequences=rounding.SEQUENCES["best"], length=rounding.LENGTH,
     )  # fmt: skip
     with closing(TorchEngine(checkpoint.root)) as engine:
@@ -157,7 +176,7 @@ def main() -> None:
             if options.json:
                 keep(result, options.json)
     print(table(result))
-    if options.picture:
+    if options.picture and result.entries:
         draw(result, options.picture)
     if options.write:
         replace(options.write, "quality-table", table(result))
@@ -179,9 +198,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dithered", action="store_true")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--calibration-text", type=Path)
-    parser.add_argument("--efforts", default="good")
+    parser.add_argument("--efforts", type=efforts, default=["good"])
     parser.add_argument("--target", default="rpi4")
-    parser.add_argument("--sizes", default=SIZES)
+    parser.add_argument("--sizes", type=sizes, default=sizes(SIZES))
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path)

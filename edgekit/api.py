@@ -224,7 +224,9 @@ def survive(
     """
     options, progress = options or Options(), progress or Quiet()
     checkpoint = _opened(model, None, options, source, progress)
-    parent = None if against is None else _opened(against, None, options, source, progress)
+    # The adapter and the revision are the model's, not its parent's.
+    plain = replace(source or SourceOptions(), lora=None, revision=None)
+    parent = None if against is None else _opened(against, None, options, plain, progress)
     from edgekit import surviving
     from edgekit.dispersion.survival import GRIDS
 
@@ -277,7 +279,7 @@ def _possible(checkpoint: Checkpoint, options: Options, progress: Progress) -> O
 
 def _refuse_missing() -> None:
     """PyTorch is loaded by the first stage that is not in the cache: whether it is there is found out before."""
-    for name in ("torch", "transformers"):
+    for name in ("torch", "transformers", "scipy"):
         if find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
 

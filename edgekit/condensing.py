@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
+from edgekit import cache
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence.text import EvalText
@@ -31,9 +32,11 @@ def condensation(checkpoint: Checkpoint, options: Options, progress: Progress) -
         BadWeightsError: a weight or a state is NaN or infinite.
     """
     length = min(options.length, checkpoint.spec.context_length)
+    if length < options.length:
+        progress.note(f"{checkpoint.name} has a context of {length} tokens: its sequences are as long as that")
     options = replace(options, length=length, calibrate=False)
     original = Original(checkpoint.root, progress)
-    with closing(original):
+    with cache.using(checkpoint.root), closing(original):
         text = make_texts(original.engine, load_tokenizer(checkpoint.root), options, progress).evaluation
         sequences = [np.asarray(ids, np.int64) for ids in text.sequences]
         title = f"condensation: states of {len(sequences)} × {length} tokens in {checkpoint.spec.layers} blocks"

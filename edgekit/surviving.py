@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
-from edgekit import steps, weighing
+from edgekit import cache, steps, weighing
 from edgekit.building import apart
+from edgekit.bundle.golden import golden_ids
+from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
@@ -49,23 +53,23 @@ def survival(
 
     Raises:
         GridError: no format fits, or one is unknown.
-        OptionError: the parent has another vocabulary.
+        OptionError: the parent has another tokenizer, or a longer context than the model and used it.
         EdgekitError: see :func:`edgekit.steps.texts` and :func:`edgekit.steps.sealed`.
     """
     chosen = list(_fitting(checkpoint, grids, progress))
-    if parent is not None and parent.spec.vocab_size != checkpoint.spec.vocab_size:
-        raise OptionError(
-            f"{checkpoint.name} has {checkpoint.spec.vocab_size} tokens and {parent.name} {parent.spec.vocab_size}",
-            expected="models with the same tokenizer",
-            remedy="leave --against out: each is compared with itself",
-        )
-    with apart(parent or checkpoint, options, progress) as work:
-        made = steps.texts(work)
-        answers, digest = steps.sealed(work, made)
-        tokenizer = work.tokenizer
-    with apart(checkpoint, options, progress) as work:
-        importance = weighing.importance(work, made)
-        points = tuple(_point(work, grid, answers, digest, importance, noise=noise) for grid in chosen)
+    if parent is not None:
+        _refuse_others(checkpoint, parent)
+    lengths = [one.spec.context_length for one in (checkpoint, parent) if one is not None]
+    options = replace(options, length=min(options.length, *lengths))
+    with cache.using(checkpoint.root):
+        with apart(parent or checkpoint, options, progress) as work:
+            made = steps.texts(work)
+            answers, digest = steps.sealed(work, made)
+            tokenizer = work.tokenizer
+        _refuse_long(checkpoint, answers)
+        with apart(checkpoint, options, progress) as work:
+            importance = weighing.importance(work, made)
+            points = tuple(_point(work, grid, answers, digest, importance, noise=noise) for grid in chosen)
     kind = "text of the reference's own" if made.evaluation.kind == "self-generated" else "a text file"
     words = f"{len(made.evaluation.sequences)} sequences of {kind}, sha256 {made.evaluation.sha256[:12]}"
     return Survival(
@@ -73,6 +77,31 @@ def survival(
         prompt=fixed_prompts()[0].text,
         original=tokenizer.decode(answers.continuations.lists()[0].tolist()[:_SHOWN]), points=points,
     )  # fmt: skip
+
+
+def _refuse_others(checkpoint: Checkpoint, parent: Checkpoint) -> None:
+    """The same ids must mean the same, and as many logits must come out."""
+    sides = [golden_ids(load_tokenizer(one.root).encode) for one in (checkpoint, parent)]
+    if sides[0] != sides[1] or checkpoint.spec.vocab_size != parent.spec.vocab_size:
+        raise OptionError(
+            f"{checkpoint.name} and {parent.name} do not have the same tokenizer and vocabulary "
+            f"({checkpoint.spec.vocab_size} and {parent.spec.vocab_size} logits)",
+            expected="a model and what it was trained from",
+            remedy="leave --against out: each is compared with itself",
+        )
+
+
+def _refuse_long(checkpoint: Checkpoint, answers: reference.Reference) -> None:
+    """What was sealed of a parent must fit into the model's context as well."""
+    prompts = (len(ids) + answers.meta.token_limit for ids in answers.prompts.lists())
+    longest = max(answers.longest, *prompts)
+    if longest > checkpoint.spec.context_length:
+        raise OptionError(
+            f"{checkpoint.name} has a context of {checkpoint.spec.context_length} tokens, and the reference's prompts "
+            f"and their continuations take {longest}",
+            expected="a model that can read what its parent read",
+            remedy="leave --against out",
+        )
 
 
 def _fitting(checkpoint: Checkpoint, grids: Sequence[str], progress: Progress) -> Iterator[str]:
@@ -96,62 +125,82 @@ def _linear(checkpoint: Checkpoint) -> list[TensorSpec]:
 def _point(
     work: Work, grid: str, answers: reference.Reference, digest: str, importance: Made | None, *, noise: bool
 ) -> Point:
+    inputs = {"grid": grid, "reference": digest, "importance": importance and importance.digest}
+    found = weighing.load_importance(importance) or {}
     title = f"survival: {grid}"
-    stage = Stage("survival", title, {
-        "grid": grid, "reference": digest, "importance": importance and importance.digest, "noise": noise,
-        "seed": work.options.seed,
-    })  # fmt: skip
 
     def make() -> Point:
-        found = weighing.load_importance(importance) or {}
         with work.progress.step(title):
-            return _measured(work, grid, answers, found, noise=noise)
+            return _measured(work, grid, answers, found)
 
-    return work.stages.record(stage, Point, make)[0]
+    point = work.stages.record(Stage("survival", title, inputs), Point, make)[0]
+    if not noise:
+        return point
+    beside = f"survival: noise as large as that of {grid}"
+
+    def make_noise() -> metrics.Coherence:
+        with work.progress.step(beside):
+            return _noised(work, grid, answers, found)
+
+    stage = Stage("survival-noise", beside, {**inputs, "seed": work.options.seed})
+    return msgspec.structs.replace(point, noise=work.stages.record(stage, metrics.Coherence, make_noise)[0])
 
 
-def _measured(work: Work, grid: str, answers: reference.Reference, importance: Importance, *, noise: bool) -> Point:
+def _measured(work: Work, grid: str, answers: reference.Reference, importance: Importance) -> Point:
     engine, tensors = work.original.engine(), _linear(work.checkpoint)
     shapes = {tensor.hf: (tensor.shape[0], tensor.shape[1]) for tensor in tensors}
     wrong = whole = 0.0
 
-    def weights(seed: int | None) -> Iterator[tuple[str, F32]]:
+    def weights() -> Iterator[tuple[str, F32]]:
         nonlocal wrong, whole
-        for index, tensor in enumerate(tensors):
+        for tensor in tensors:
             own = work.checkpoint.read(tensor)
             made = rounded(own, grid, importance.get(tensor.hf))
-            if seed is None:
-                wrong += float(np.square(made - own, dtype=np.float64).sum())
-                whole += float(np.square(own, dtype=np.float64).sum())
-            else:
-                made = noisy(own, made, seed + index)
-            yield tensor.hf, made.T if tensor.rule.transposed else made
+            wrong += float(np.square(made - own, dtype=np.float64).sum())
+            whole += float(np.square(own, dtype=np.float64).sum())
+            yield _stored(tensor, made)
 
-    try:
-        engine.replace(weights(None))
+    with _borrowed(work):
+        engine.replace(weights())
         coherence = metrics.evaluate(engine, answers, generate=False, items=False)
         said = _continued(work, engine, answers)
-        noised = None
-        if noise:
-            engine.replace(weights(work.options.seed))
-            noised = metrics.evaluate(engine, answers, generate=False, items=False)
-    finally:
-        engine.replace(_own(work.checkpoint, tensors))
     generation = compare_continuations(
         [ids.tolist() for ids in answers.continuations.lists()], said, answers.stop, answers.meta.token_limit
     )
-    coherence = msgspec.structs.replace(coherence, generation=generation)
     return Point(
         grid=grid, bits=get(grid).nominal_bits, stored_bits=bits_of(grid, shapes),
-        error=(wrong / whole) ** 0.5 if whole else 0.0, coherence=coherence,
-        sample=work.tokenizer.decode(said[0][:_SHOWN]), noise=noised,
+        error=(wrong / whole) ** 0.5 if whole else 0.0,
+        coherence=msgspec.structs.replace(coherence, generation=generation),
+        sample=work.tokenizer.decode(said[0][:_SHOWN]),
     )  # fmt: skip
 
 
-def _own(checkpoint: Checkpoint, tensors: Sequence[TensorSpec]) -> Iterator[tuple[str, F32]]:
-    for tensor in tensors:
-        own = checkpoint.read(tensor)
-        yield tensor.hf, own.T if tensor.rule.transposed else own
+def _noised(work: Work, grid: str, answers: reference.Reference, importance: Importance) -> metrics.Coherence:
+    engine = work.original.engine()
+
+    def weights() -> Iterator[tuple[str, F32]]:
+        for index, tensor in enumerate(_linear(work.checkpoint)):
+            own = work.checkpoint.read(tensor)
+            made = rounded(own, grid, importance.get(tensor.hf))
+            yield _stored(tensor, noisy(own, made, (work.options.seed, index)))
+
+    with _borrowed(work):
+        engine.replace(weights())
+        return metrics.evaluate(engine, answers, generate=False, items=False)
+
+
+@contextmanager
+def _borrowed(work: Work) -> Iterator[None]:
+    """The model has its own weights again at the end."""
+    try:
+        yield
+    finally:
+        tensors = _linear(work.checkpoint)
+        work.original.engine().replace(_stored(tensor, work.checkpoint.read(tensor)) for tensor in tensors)
+
+
+def _stored(tensor: TensorSpec, weights: F32) -> tuple[str, F32]:
+    return tensor.hf, weights.T if tensor.rule.transposed else weights
 
 
 def _continued(work: Work, engine: TorchEngine, answers: reference.Reference) -> list[list[int]]:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="How codes are found: each weight by itself (fast: seconds), by what layers say (good: GPTQ, minutes), or by "
     "what blocks say (best: learned after GPTQ, long).",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
     "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--text", type=click.Path(path_type=Path), help="What they read (UTF-8); default: each its own.")
 @click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of the text.")
 @click.option("--length", type=click.IntRange(2, 4096), default=512, show_default=True, help="Tokens of each.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="A page with the heat-maps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="All figures.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -34,17 +34,18 @@ def command(
     (arXiv:2602.00217). Several models are shown one after the other; give --text, so that they read the same.
     """
     from edgekit.api import condensation
+    from edgekit.cli.outputs import refuse_outputs, resolved
     from edgekit.errors import one_line
-    from edgekit.files import refuse_existing, whole_file
+    from edgekit.files import whole_file
     from edgekit.progress import Bars
 
-    for path in (html, json_file):
-        if path is not None:
-            refuse_existing(path, force)
+    refuse_outputs((html, json_file), force)
     options = Options(text=text, sequences=sequences, length=length, seed=seed)
-    found = [condensation(model, options=options, source=source, progress=Bars()) for model in models or (None,)]
-    for one in found:
-        _show(one)
+    resolved(models, source)
+    found = []
+    for model in models or (None,):
+        found.append(condensation(model, options=options, source=source, progress=Bars()))
+        _show(found[-1])
     if json_file is not None:
         import msgspec
 
@@ -65,11 +66,11 @@ def _show(found: Condensation) -> None:
     from rich.table import Table
 
     from edgekit.errors import one_line
-    from edgekit.report.condensation import HEAD, row, trend_in_words
+    from edgekit.report.condensation import SHORT, row, trend_in_words
 
     table = Table(title=escape(one_line(found.model)))
-    for title in HEAD:
-        table.add_column(title, justify="right")
+    for title in SHORT:
+        table.add_column(title, justify="right", no_wrap=True)
     for index, layer in enumerate(found.layers):
         table.add_row(*row(index, layer))
     console = Console()

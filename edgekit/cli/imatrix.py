@@ -21,7 +21,7 @@ from edgekit.options import Options, SourceOptions
     "--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of the calibration text."
 )
 @click.option("--length", type=click.IntRange(2, 4096), default=128, show_default=True, help="Tokens of each.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(

@@ -19,7 +19,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus to draw from.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the draws.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0 takes the physical cores.")
 @click.option(
     "--context", type=click.IntRange(16), default=2048, show_default=True, help="Longest prompt and answer, in tokens."

@@ -27,7 +27,7 @@ from edgekit.options import Container, Options, SourceOptions
     "--imatrix", type=click.Path(path_type=Path), metavar="FILE",
     help="Weigh inputs by this importance matrix, as `edgekit build --imatrix` does.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the generated text.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @click.option(
     "--sequences", type=click.IntRange(1, 16), default=4, show_default=True,
     help="Of 128 tokens of the calibration text to measure on: more are steadier and slower.",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of each text.")
 @click.option("--length", type=click.IntRange(2, 4096), default=128, show_default=True, help="Tokens of each.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of generated texts and noise.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of texts and noise.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="A page with the curve (HTML).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="All figures.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -42,23 +42,23 @@ def command(
     engines. A killed run goes on at its format.
     """
     from edgekit.api import survive
+    from edgekit.cli.outputs import refuse_outputs, resolved
     from edgekit.errors import one_line
-    from edgekit.files import refuse_existing, whole_file
+    from edgekit.files import whole_file
     from edgekit.progress import Bars
 
-    for path in (output, json_file):
-        if path is not None:
-            refuse_existing(path, force)
+    refuse_outputs((output, json_file), force)
     options = Options(
         text=text, calibration_text=calibration_text, sequences=sequences, length=length, seed=seed, cache=not no_cache
     )
     names = None if grids is None else tuple(name.strip() for name in grids.split(","))
-    found = [
-        survive(model, against=against, grids=names, noise=noise, options=options, source=source, progress=Bars())
-        for model in models or (None,)
-    ]
-    for one in found:
-        _show(one)
+    resolved(models, source)
+    found = []
+    for model in models or (None,):
+        found.append(
+            survive(model, against=against, grids=names, noise=noise, options=options, source=source, progress=Bars())
+        )
+        _show(found[-1])
     if json_file is not None:
         import msgspec
 
@@ -79,11 +79,11 @@ def _show(found: Survival) -> None:
     from rich.table import Table
 
     from edgekit.errors import one_line
-    from edgekit.report.survival import HEAD, row
+    from edgekit.report.survival import SHORT, short
 
     table = Table(title=escape(one_line(f"{found.model}, compared with {found.reference} in full precision")))
-    for index, title in enumerate(HEAD):
-        table.add_column(title, justify="right" if index else "left")
+    for index, title in enumerate(SHORT):
+        table.add_column(title, justify="right" if index else "left", no_wrap=True)
     for point in found.points:
-        table.add_row(*row(point))
+        table.add_row(*short(point))
     Console().print(table)

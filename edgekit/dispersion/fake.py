@@ -1,16 +1,16 @@
 """Fake quantization: a matrix computes with the weights that its number format can hold, and still learns.
 
 The values are those of the very :class:`~edgekit.grids.base.Grid` that is exported, its codes and scales included, so
-that what was trained is what is written, bit for bit. Gradients pass the rounding as if it were not there (straight
-through), except for weights beyond the format's range, which get none; steps learn by the gradient of LSQ (Esser et
-al., "Learned step size quantization", arXiv:1902.08153): with v = s · (level - zero) + offset, level the nearest one
-to r = (w - offset) / s + zero,
+that what was trained is what is written, to the last bit but for the sign of zeros. Gradients pass the rounding as if
+it were not there (straight through), except for weights beyond the format's range, which get none; steps learn by the
+gradient of LSQ (Esser et al., "Learned step size quantization", arXiv:1902.08153): with v = s · (level - zero) +
+offset, level the nearest one to r = (w - offset) / s + zero,
 
     ∂v/∂w = 1 where r is inside the range, else 0
     ∂v/∂s = level - r where r is inside the range, else level - zero
 
-Formats whose steps are not floats of their own (K-quants) keep them, those without a code for each weight (IQ3) cannot
-be trained.
+Formats whose steps are not floats of their own (K-quants) keep them, those without a code for each weight (IQ3, floats)
+cannot be trained. A group whose step is zero, because its weights were, stays at its offset: nothing in it learns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from edgekit.engines.base import F32
-from edgekit.errors import GridError
+from edgekit.errors import BadWeightsError, GridError
 from edgekit.grids.base import Quantized
 from edgekit.grids.scalar import scalar, storable_steps, with_codes, with_steps
 
@@ -44,8 +44,8 @@ class FakeQuantized(torch.nn.Module):
         form = scalar(start)
         if form is None:
             raise GridError(
-                f"{start.grid} stands for several weights with one code",
-                expected="a format with a code for each weight",
+                f"{start.grid} has no code of its own for each weight",
+                expected="a format of levels and steps",
                 remedy="train on another format of as many bits",
             )
         self._start, self._form, self._transposed = start, form, transposed
@@ -71,7 +71,17 @@ class FakeQuantized(torch.nn.Module):
 
     @torch.no_grad()
     def quantized(self, weight: torch.Tensor) -> Quantized:
-        """Codes and scales whose weights are what :meth:`forward` gives for `weight`, bit for bit."""
+        """Codes and scales whose weights are what :meth:`forward` gives for `weight`.
+
+        Raises:
+            BadWeightsError: a weight or step is NaN or infinite.
+        """
+        if not (bool(torch.isfinite(weight).all()) and bool(torch.isfinite(self.steps).all())):
+            raise BadWeightsError(
+                "a trained weight or step is NaN or infinite",
+                expected="finite numbers",
+                remedy="train with a lower rate, or take an earlier checkpoint",
+            )
         rows = weight.t() if self._transposed else weight
         matrix, step = self._start, self._stored_steps()
         if self._form.free:
@@ -121,18 +131,27 @@ def _column(array: F32) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.float32)).clone()[:, :, None]
 
 
-def attach(module: Any, start: Quantized, *, learn: bool = True) -> FakeQuantized:
+def attach(module: Any, start: Quantized, *, transposed: bool = False, learn: bool = True) -> FakeQuantized:
     """Let a linear module compute with fake-quantized weights; its own stay what is trained.
 
     Args:
-        module: with a `weight` (outputs, inputs), or (inputs, outputs) when it is no torch.nn.Linear.
+        module: with a float32 `weight`.
         start: see :class:`FakeQuantized`.
+        transposed: see :class:`FakeQuantized`.
         learn: see :class:`FakeQuantized`.
 
     Raises:
-        GridError: see :class:`FakeQuantized`.
+        GridError: see :class:`FakeQuantized`; the module's weight is another one, or attached already.
     """
-    made = FakeQuantized(start, transposed=not isinstance(module, torch.nn.Linear), learn=learn)
+    shape = start.shape[::-1] if transposed else start.shape
+    if tuple(module.weight.shape) != shape or module.weight.dtype != torch.float32:
+        raise GridError(
+            f"the module's weight is {tuple(module.weight.shape)} of {module.weight.dtype}",
+            expected=f"{shape} of torch.float32, as the matrix that was quantized",
+        )
+    if torch.nn.utils.parametrize.is_parametrized(module, "weight"):
+        raise GridError("the module computes with another weight than its own already", expected="one attach() each")
+    made = FakeQuantized(start, transposed=transposed, learn=learn)
     torch.nn.utils.parametrize.register_parametrization(module, "weight", made)
     return made
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -59,10 +59,14 @@ class Shape:
             raise OptionError(f"a temperature of {self.temperature}", expected="a number above 0")
         if not 0 < self.clamp < 1:
             raise OptionError(f"a clamp of {self.clamp}", expected="a number between 0 and 1")
+        if self.form not in get_args(Form):
+            raise OptionError(f"a form {self.form}", expected=f"one of {', '.join(get_args(Form))}")
 
 
 def angular_spread(states: torch.Tensor, shape: Shape = Shape()) -> torch.Tensor:
-    """Log-mean-exp of minus the angles between a sequence's tokens, over τ: in [-1/τ, 0], smaller is more dispersed.
+    """Log-mean-exp of minus the angles between a sequence's tokens, over τ: smaller is more dispersed.
+
+    In [-1/τ, 0] in the code's form.
 
     Args:
         states: (batch, tokens, features) of one layer, at least two tokens.
@@ -131,16 +135,21 @@ def _angles(states: torch.Tensor, clamp: float) -> torch.Tensor:
 
 
 def _squared_distances(states: torch.Tensor) -> torch.Tensor:
-    # Not torch.cdist, whose derivative is undefined where two tokens are the same.
+    # Not torch.cdist, whose derivative is undefined where two tokens are the same. Distances do not change when all are
+    # moved, and what they have in common would cost digits.
+    states = states - states.mean(dim=1, keepdim=True)
     squares = states.square().sum(dim=2)
-    return (squares[:, :, None] + squares[:, None, :] - 2 * states @ states.transpose(1, 2)).clamp(min=0)
+    found = (squares[:, :, None] + squares[:, None, :] - 2 * states @ states.transpose(1, 2)).clamp(min=0)
+    return found.masked_fill(torch.eye(states.shape[1], dtype=torch.bool, device=states.device), 0.0)
 
 
 def _correlations(rows: torch.Tensor) -> torch.Tensor:
     """(batch, rows, rows) of rows (batch, rows, entries), each standardized; a constant row correlates with nothing."""
     centred = rows - rows.mean(dim=2, keepdim=True)
-    scale = centred.square().sum(dim=2, keepdim=True).add(torch.finfo(rows.dtype).tiny).sqrt()
-    unit = centred / scale
+    # What is left of a constant row is rounding: no larger than this.
+    noise = (16 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows, dim=2, keepdim=True)).detach()
+    squares = centred.square().sum(dim=2, keepdim=True) + noise.square() + torch.finfo(rows.dtype).tiny
+    unit: torch.Tensor = centred / squares.sqrt()
     return unit @ unit.transpose(1, 2)
 
 

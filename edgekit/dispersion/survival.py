@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ GRIDS = ("F16", "Q8_0", "Q6_K", "Q5_0", "int4-sym-b32", "int3-sym-b32", "Q2_0")
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The model with its linear layers in one format; embedding, norms and activations in full precision."""
+    """The model with its linear layers in one format; embedding, head, norms and activations in full precision."""
 
     grid: str
     bits: int
@@ -58,7 +58,7 @@ def rounded(weights: F32, grid: str, importance: F32 | None) -> F32:
     return get(grid).dequantize(get(grid).quantize(weights, importance))
 
 
-def noisy(weights: F32, other: F32, seed: int) -> F32:
+def noisy(weights: F32, other: F32, seed: int | Sequence[int]) -> F32:
     """`weights` with Gaussian noise as large as their distance from `other`, in the Frobenius norm."""
     noise = np.random.default_rng(seed).standard_normal(weights.shape, dtype=np.float32)
     size = float(np.linalg.norm(noise))

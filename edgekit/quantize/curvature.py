@@ -46,7 +46,7 @@ def token_weights(model: Any, names: Sequence[str], sequences: Sequence[Ids], se
 
     def listen(name: str) -> Callable[[Any, Any, tuple[torch.Tensor, ...]], None]:
         def hook(_module: Any, _inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
-            found[name].append(outputs[0].flatten(0, -2).square().sum(dim=1))
+            found[name].append(outputs[0].float().flatten(0, -2).square().sum(dim=1))
 
         return hook
 

@@ -46,7 +46,8 @@ class Rounded:
         found: Counter[str] = Counter()
         for name, (rows, columns) in matrices:
             place = self.places.get(name)
-            for way, count in _ways(place.file)[name].items() if place else [("own", rows)]:
+            ways = _ways(place.file).get(name) if place else None
+            for way, count in (ways or {"own": rows}).items():
                 found[way] += count * columns
         return {way: count / found.total() for way, count in found.most_common() if count}
 

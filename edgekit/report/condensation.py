@@ -23,6 +23,9 @@ HEAD = (
     "kurtosis of weights",
 )  # fmt: skip
 
+SHORT = ("layer", "cosine", "entropy", "first", "kurtosis", "largest", "massive", "of weights")
+"""The same for terminals."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -25,6 +25,9 @@ HEAD = (
 )  # fmt: skip
 
 
+_KEPT = ("format", "bits", "KL, nats", "perplexity ratio", "same top", "seq-rep-4 rise", "KL of noise as large")
+
+
 @dataclass(frozen=True)
 class Mark:
     """One point of a curve."""
@@ -43,6 +46,7 @@ class Curve:
     number: int
     name: str
     reference: str
+    text: str
     marks: tuple[Mark, ...]
     noise: str
     """Points of the polyline of matched noise; "" when it was not measured."""
@@ -67,10 +71,21 @@ def render(found: Sequence[Survival]) -> str:
     ticks = [bits for bits in (2, 3, 4, 5, 6, 8, 16) if bits <= most + 1]
     return template.render(
         curves=[_curve(index, one, most, bottom, top) for index, one in enumerate(found)], head=HEAD,
-        prompt=found[0].prompt, text=found[0].text, width=_WIDTH, height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT,
+        prompt=found[0].prompt, same=len({one.text for one in found}) == 1, width=_WIDTH,
+        height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT,
         top=_TOP, bottom=_HEIGHT - _BOTTOM, x_ticks=[(_x(bits, most), str(bits)) for bits in ticks],
         y_ticks=[(_y(10.0**power, bottom, top), f"{10.0**power:g}") for power in range(bottom, top + 1)],
     )  # fmt: skip
+
+
+SHORT = ("format", "bits", "KL, nats", "ppl ratio", "same top", "seq-rep-4", "of noise")
+"""For terminals."""
+
+
+def short(point: Point) -> tuple[str, ...]:
+    """Under :data:`SHORT`: what fits into eighty columns."""
+    whole = row(point)
+    return tuple(whole[HEAD.index(name)] for name in _KEPT)
 
 
 def row(point: Point) -> tuple[str, ...]:
@@ -97,7 +112,9 @@ def _interval(found: Coherence) -> str:
 
 
 def _powers(found: Sequence[Survival]) -> tuple[int, int]:
-    values = [max(point.coherence.kl_mean, _FLOOR) for one in found for point in one.points]
+    measured = [each for one in found for point in one.points for each in (point.coherence, point.noise) if each]
+    ends = [end for each in measured for end in (each.kl_mean_low, each.kl_mean, each.kl_mean_high) if end is not None]
+    values = [max(end, _FLOOR) for end in ends]
     bottom, top = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return bottom, max(top, bottom + 1)
 
@@ -128,7 +145,8 @@ def _curve(index: int, found: Survival, most: int, bottom: int, top: int) -> Cur
     )  # fmt: skip
     noise = [f"{_x(p.bits, most)},{at(p, p.noise.kl_mean)}" for p in points if p.noise is not None]
     return Curve(
-        number=index % COLOURS, name=found.model, reference=found.reference, marks=marks, noise=" ".join(noise),
+        number=index % COLOURS, name=found.model, reference=found.reference, text=found.text, marks=marks,
+        noise=" ".join(noise),
         rows=tuple(row(point) for point in reversed(points)),
         samples=(("original", found.original), *((point.grid, point.sample) for point in reversed(points))),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from edgekit import api, surviving  # noqa: E402
 from edgekit.checkpoint.source import resolve  # noqa: E402
 from edgekit.cli.main import cli  # noqa: E402
 from edgekit.dispersion.survival import GRIDS, Point, Survival, bits_of, noisy, rounded  # noqa: E402
-from edgekit.errors import GridError, OptionError  # noqa: E402
+from edgekit.errors import GridError, InputNotFoundError, OptionError  # noqa: E402
 from edgekit.options import Options  # noqa: E402
 from edgekit.progress import Quiet  # noqa: E402
 from edgekit.steps import Work  # noqa: E402
@@ -65,7 +65,7 @@ def test_the_fewer_bits_the_further(model: Path) -> None:
         assert point.noise.generation is None
     coarse = points["int3-sym-b32"]
     assert coarse.noise is not None
-    assert coarse.noise.kl_mean == pytest.approx(coarse.coherence.kl_mean, rel=2)
+    assert 0.1 < coarse.noise.kl_mean / coarse.coherence.kl_mean < 10
 
 
 def test_the_model_is_as_it_was_afterwards_and_kept_formats_are_not_measured_again(
@@ -80,10 +80,10 @@ def test_the_model_is_as_it_was_afterwards_and_kept_formats_are_not_measured_aga
         return own(work, grid, *rest, **named)
 
     monkeypatch.setattr(surviving, "_measured", noting)
-    again = api.survive(model, grids=["Q8_0", "Q4_0", "F16"], options=OPTIONS)
-    assert measured == ["Q4_0", "F16"]
+    again = api.survive(model, grids=["Q8_0", "Q4_0", "BF16"], options=OPTIONS)
+    assert measured == ["Q4_0", "BF16"]
     assert again.points[0] == first.points[0]
-    assert again.points[2].coherence.kl_mean < 1e-4  # nothing of Q4_0 is left in it
+    assert again.points[2].coherence.kl_mean < 1e-3  # nothing of Q4_0 is left in it
 
 
 def test_a_model_is_compared_with_its_parent(model: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_model_is_compared_with_its_parent(model: Path, tmp_path: Path) -> Non
 def test_a_parent_with_other_tokens_is_refused(model: Path) -> None:
     checkpoint = resolve(str(model))
     parent = replace(checkpoint, spec=replace(checkpoint.spec, vocab_size=7))
-    with pytest.raises(OptionError, match="391 tokens and .* 7"):
+    with pytest.raises(OptionError, match="391 and 7 logits"):
         surviving.survival(checkpoint, parent, GRIDS, OPTIONS, Quiet())
 
 
@@ -132,3 +132,31 @@ def test_noise_is_as_large_as_the_rounding() -> None:
     assert (made != noisy(weights, other, 1)).any()
     assert bits_of("Q4_0", {"a": (8, 64)}) == 4.5
     assert Survival.__struct_fields__[0] == "schema_version"
+
+
+def test_a_parent_whose_ids_mean_something_else_is_refused(model: Path, tmp_path: Path) -> None:
+    stranger = tiny_families.make(tmp_path / "stranger", "gpt2", tokenizer="gpt2")
+    with pytest.raises(OptionError, match="same tokenizer"):
+        api.survive(model, against=stranger, options=OPTIONS)
+
+
+def test_a_context_shorter_than_the_parents_is_told(model: Path, tmp_path: Path) -> None:
+    short = tiny_families.make(tmp_path / "short", "gpt2", context=100)
+    with pytest.raises(OptionError, match="context of 100 tokens"):
+        api.survive(short, against=model, grids=["Q8_0"], options=OPTIONS)
+
+
+def test_a_later_model_that_is_missing_is_told_before_the_first_is_measured(model: Path, tmp_path: Path) -> None:
+    for verb in ("survive", "condensation"):
+        done = CliRunner().invoke(cli, [verb, str(model), str(tmp_path / "missing")])
+        assert isinstance(done.exception, InputNotFoundError)
+        assert "write" not in done.output
+
+
+def test_two_outputs_with_one_name_are_refused(model: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "x")
+    for arguments in (["survive", "-o", path], ["condensation", "--html", path]):
+        done = CliRunner().invoke(cli, [*arguments, "--json", path, str(model)])
+        assert done.exit_code != 0
+        assert isinstance(done.exception, OptionError | SystemExit)
+        assert not Path(path).exists()

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from edgekit.dispersion.layers import Dispersion, Layers, chosen  # noqa: E402
-from edgekit.dispersion.losses import LOSSES, Form, Name, Shape, angular_spread, orthogonalization  # noqa: E402
+from edgekit.dispersion.losses import (  # noqa: E402
+    LOSSES,
+    Form,
+    Name,
+    Shape,
+    _squared_distances,
+    angular_spread,
+    orthogonalization,
+)
 from edgekit.errors import OptionError  # noqa: E402
 
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -126,10 +134,26 @@ def test_what_cannot_be_dispersed_is_refused(name: Name, shape: tuple[int, ...])
         LOSSES[name](torch.ones(shape), Shape())
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": math.nan}, {"clamp": 0.0}, {"clamp": 1.0}])
-def test_constants_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_what_all_tokens_have_in_common_costs_no_digits() -> None:
+    """Massive activations are ten thousand times as large as the rest of a layer's states."""
+    rows = states(batch=1, tokens=6, features=8, scale=0.3)
+    moved = rows.clone()
+    moved[..., 3] += 24_000.0
+    expected = (rows[:, :, None] - rows[:, None]).square().sum(-1)
+    # Of 24,000 a float32 keeps two thousandths: no more is lost.
+    assert torch.allclose(_squared_distances(moved.float()).double(), expected, atol=1e-2)
+
+
+def test_a_constant_token_correlates_with_nothing() -> None:
+    assert float(LOSSES["decorrelation"](torch.full((1, 4, 8), 0.1), Shape())) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"form": "nonsense"}, {"temperature": 0.0}, {"temperature": math.nan}, {"clamp": 0.0}, {"clamp": 1.0}]
+)
+def test_constants_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
-        Shape(**wrong)  # type: ignore[arg-type]
+        Shape(**wrong)
 
 
 # -- layers

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from edgekit.dispersion.fake import FakeQuantized, attach, detach  # noqa: E402
 from edgekit.engines.base import F32  # noqa: E402
-from edgekit.errors import GridError  # noqa: E402
+from edgekit.errors import BadWeightsError, GridError  # noqa: E402
 from edgekit.grids import get  # noqa: E402
 
 FORMATS = (
@@ -115,7 +115,7 @@ def test_a_module_that_stores_its_weight_the_other_way_round() -> None:
     module = Conv1D(4, 256)
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(weights.T.copy()))
-    attach(module, get("Q4_0").quantize(weights))
+    attach(module, get("Q4_0").quantize(weights), transposed=True)
     assert tuple(module.weight.shape) == (256, 4)
     values, stored = detach(module)
     np.testing.assert_array_equal(get("Q4_0").dequantize(stored), values.numpy().T)
@@ -139,5 +139,26 @@ def test_a_group_of_zeros_stays_zero_and_has_finite_gradients() -> None:
 
 
 def test_formats_without_a_code_for_each_weight_are_refused() -> None:
-    with pytest.raises(GridError, match="several weights with one code"):
-        FakeQuantized(get("IQ3_S").quantize(matrix()))
+    for grid in ("IQ3_S", "F16"):
+        with pytest.raises(GridError, match="no code of its own"):
+            FakeQuantized(get(grid).quantize(matrix()))
+
+
+def test_a_module_that_is_another_is_refused() -> None:
+    start = get("Q4_0").quantize(matrix())
+    with pytest.raises(GridError, match=r"\(256, 4\)"):
+        attach(torch.nn.Linear(4, 256, bias=False), start)
+    with pytest.raises(GridError, match="bfloat16"):
+        attach(torch.nn.Linear(256, 4, bias=False).bfloat16(), start)
+    twice = torch.nn.Linear(256, 4, bias=False)
+    attach(twice, start)
+    with pytest.raises(GridError, match="already"):
+        attach(twice, start)
+
+
+def test_a_training_that_diverged_is_not_stored() -> None:
+    weights = matrix()
+    made = FakeQuantized(get("IQ4_NL").quantize(weights))
+    weights[0, 0] = np.nan
+    with pytest.raises(BadWeightsError, match="NaN or infinite"):
+        made.quantized(torch.from_numpy(weights))
