@@ -34,10 +34,9 @@ def command(
     (arXiv:2602.00217). Several models are shown one after the other; give --text, so that they read the same.
     """
     from edgekit.api import condensation
-    from edgekit.cli.outputs import refuse_outputs, resolved
-    from edgekit.errors import one_line
-    from edgekit.files import whole_file
+    from edgekit.cli.outputs import refuse_outputs, resolved, write
     from edgekit.progress import Bars
+    from edgekit.report.condensation import render
 
     refuse_outputs((html, json_file), force)
     options = Options(text=text, sequences=sequences, length=length, seed=seed)
@@ -46,18 +45,7 @@ def command(
     for model in models or (None,):
         found.append(condensation(model, options=options, source=source, progress=Bars()))
         _show(found[-1])
-    if json_file is not None:
-        import msgspec
-
-        with whole_file(json_file, force=force) as part:
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-        click.echo(f"figures: {one_line(str(json_file))}")
-    if html is not None:
-        from edgekit.report.condensation import render
-
-        with whole_file(html, force=force) as part:
-            part.write_text(render(found), "utf-8")
-        click.echo(f"page: {one_line(str(html))}")
+    write(found, json_file, html, render, force=force)
 
 
 def _show(found: Condensation) -> None:

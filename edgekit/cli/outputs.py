@@ -1,9 +1,12 @@
-"""What verbs that measure several models refuse before the first one is measured."""
+"""What verbs that measure several models have in common: what is refused before the first, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import click
 
 from edgekit.errors import OptionError
 from edgekit.options import SourceOptions
@@ -36,3 +39,26 @@ def resolved(models: Sequence[str], source: SourceOptions) -> None:
 
     for model in models:
         resolve(model, source, progress=Bars())
+
+
+def write(
+    found: Sequence[Any], json_file: Path | None, page: Path | None, render: Callable[[Any], str], *, force: bool
+) -> None:
+    """Write the measurements as JSON and as a page, where asked, and say so.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from edgekit.errors import one_line
+    from edgekit.files import whole_file
+
+    if json_file is not None:
+        import msgspec
+
+        with whole_file(json_file, force=force) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        click.echo(f"figures: {one_line(str(json_file))}")
+    if page is not None:
+        with whole_file(page, force=force) as part:
+            part.write_text(render(found), "utf-8")
+        click.echo(f"page: {one_line(str(page))}")

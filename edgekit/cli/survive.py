@@ -42,10 +42,9 @@ def command(
     engines. A killed run goes on at its format.
     """
     from edgekit.api import survive
-    from edgekit.cli.outputs import refuse_outputs, resolved
-    from edgekit.errors import one_line
-    from edgekit.files import whole_file
+    from edgekit.cli.outputs import refuse_outputs, resolved, write
     from edgekit.progress import Bars
+    from edgekit.report.survival import render
 
     refuse_outputs((output, json_file), force)
     options = Options(
@@ -59,18 +58,7 @@ def command(
             survive(model, against=against, grids=names, noise=noise, options=options, source=source, progress=Bars())
         )
         _show(found[-1])
-    if json_file is not None:
-        import msgspec
-
-        with whole_file(json_file, force=force) as part:
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-        click.echo(f"figures: {one_line(str(json_file))}")
-    if output is not None:
-        from edgekit.report.survival import render
-
-        with whole_file(output, force=force) as part:
-            part.write_text(render(found), "utf-8")
-        click.echo(f"page: {one_line(str(output))}")
+    write(found, json_file, output, render, force=force)
 
 
 def _show(found: Survival) -> None:

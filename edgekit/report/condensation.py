@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
 
 from edgekit.dispersion.condensation import BINS, Condensation, Layer
-from edgekit.report.words import clean, number
+from edgekit.report.pages import page
+from edgekit.report.words import number
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
@@ -54,13 +52,9 @@ class Picture:
 
 def render(found: Sequence[Condensation]) -> str:
     """The page as HTML 5 text; equal measurements give equal pages."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: clean(value) if isinstance(value, str) else value,
-    )  # fmt: skip
-    template = environment.from_string(files("edgekit.report").joinpath("condensation.html.j2").read_text("utf8"))
-    return template.render(
-        pictures=[_picture(one) for one in found], head=HEAD, y_ticks=[(_y(value), f"{value:g}") for value in _TICKS],
+    return page(
+        "condensation.html.j2", pictures=[_picture(one) for one in found], head=HEAD,
+        y_ticks=[(_y(value), f"{value:g}") for value in _TICKS],
         width=_WIDTH, height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT, top=_TOP, bottom=_HEIGHT - _BOTTOM,
     )  # fmt: skip
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
 
 from edgekit.options import Container
 from edgekit.quantize.budgeted import Point
+from edgekit.report.pages import page
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
@@ -61,11 +59,10 @@ class Curve:
 
 def render(model: str, target: str, found: Mapping[Container, Sequence[Point]]) -> str:
     """The page as HTML 5 text; equal curves give equal pages."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("edgekit.report").joinpath("pareto.html.j2").read_text("utf8"))
     curves = [_curve(name, points) for name, points in found.items()]
-    return template.render(
-        model=model, target=target, curves=curves, width=_WIDTH, height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT,
+    return page(
+        "pareto.html.j2", model=model, target=target, curves=curves, width=_WIDTH, height=_HEIGHT, left=_LEFT,
+        right=_WIDTH - _RIGHT,
         top=_TOP, bottom=_HEIGHT - _BOTTOM,
     )  # fmt: skip
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
 
 from edgekit.coherence.metrics import Coherence
 from edgekit.dispersion.survival import Point, Survival
-from edgekit.report.words import clean, number, percent, rise
+from edgekit.report.pages import page
+from edgekit.report.words import number, percent, rise
 
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
@@ -61,15 +59,11 @@ class Curve:
 
 def render(found: Sequence[Survival]) -> str:
     """The page as HTML 5 text; equal measurements give equal pages."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: clean(value) if isinstance(value, str) else value,
-    )  # fmt: skip
-    template = environment.from_string(files("edgekit.report").joinpath("survival.html.j2").read_text("utf8"))
     bottom, top = _powers(found)
     most = max(point.bits for one in found for point in one.points)
     ticks = [bits for bits in (2, 3, 4, 5, 6, 8, 16) if bits <= most + 1]
-    return template.render(
+    return page(
+        "survival.html.j2",
         curves=[_curve(index, one, most, bottom, top) for index, one in enumerate(found)], head=HEAD,
         prompt=found[0].prompt, same=len({one.text for one in found}) == 1, width=_WIDTH,
         height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT,
