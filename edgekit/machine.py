@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 
@@ -19,3 +20,14 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl and macOS have none
     if trim is not None:
         trim(0)
+
+
+def require_room(mib: int) -> None:
+    """Refuse to go on unless `mib` MiB of address space are free: OpenBLAS, loaded with less, tries again for ever.
+
+    Nothing is written to what is asked for, so it costs no memory.
+
+    Raises:
+        OSError: there is less (ENOMEM).
+    """
+    mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import BadWeightsError
+from edgekit.machine import require_room
 from edgekit.progress import Advance
+
+_LIBRARIES_MIB = 384
+"""Address space that transformers and what it loads take after PyTorch (210 MiB measured), and OpenBLAS's threads."""
 
 
 def _refuse_infinite(name: str, weights: torch.Tensor) -> None:
@@ -35,6 +39,7 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, folder: Path, *, context: int = 4096) -> None:
+        require_room(_LIBRARIES_MIB)
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 

@@ -34,7 +34,7 @@ def limited(mib: int, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("mib", [330, 500, 800, 950])
+@pytest.mark.parametrize("mib", [330, 500, 780, 800, 950, 1050])
 def test_build_with_too_little_memory(mib: int, tmp_path: Path, own_cache: Path) -> None:
     """Where it fails moves from the first libraries over PyTorch's to the weights."""
     pytest.importorskip("torch")
