@@ -15,6 +15,7 @@ import click
 
 from edgekit import errors
 from edgekit.cli.main import cli
+from edgekit.training import recipe
 
 DOCS = Path(__file__).parent
 _MADE = "<!-- made by `python docs/generate.py`; change the code instead -->"
@@ -87,7 +88,20 @@ def meaning_and_remedy(kind: type[errors.EdgekitError]) -> tuple[str, str]:
     return " ".join(meaning.split()), " ".join(remedy.split())
 
 
-PAGES = {"cli.md": cli_page, "errors.md": errors_page}
+_RECIPES = "<!-- recipes begin -->\n", "<!-- recipes end -->"
+
+
+def training_page() -> str:
+    """docs/training.md with the table of recipes as their files say."""
+    before, rest = (DOCS / "training.md").read_text("utf8").split(_RECIPES[0])
+    lines = ["| recipe | what it does | cost | what it gives |", "|---|---|---|---|"]
+    for name in recipe.names():
+        one = recipe.load(name)
+        lines.append(f"| `{name}` | {one.about} | {one.cost} | {one.gives} |")
+    return before + _RECIPES[0] + "\n".join(lines) + "\n" + _RECIPES[1] + rest.split(_RECIPES[1])[1]
+
+
+PAGES = {"cli.md": cli_page, "errors.md": errors_page, "training.md": training_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

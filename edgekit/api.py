@@ -6,13 +6,13 @@ bundle needs what a board has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit import contradictions
 from edgekit.errors import MissingDependencyError, UnknownArchitectureError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edgekit.quantize.importance import Importance
     from edgekit.quantize.sensitivity_map import SensitivityMap
     from edgekit.report.model import Report
+    from edgekit.training.recipe import Recipe
+    from edgekit.training.record import Run
 
 _ALL_FORMATS = Options().formats
 
@@ -231,6 +233,47 @@ def survive(
     from edgekit.dispersion.survival import GRIDS
 
     return surviving.survival(checkpoint, parent, grids or GRIDS, options, progress, noise=noise)
+
+
+def disperse(
+    model: str | Path | None,
+    output: str | Path,
+    *,
+    text: Sequence[str],
+    recipe: str | Path | Recipe = "int4",
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    source: SourceOptions | None = None,
+    force: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a model so that it survives few bits, as `edgekit disperse` does.
+
+    Args:
+        model: as in :func:`build`.
+        output: folder of the trained model.
+        text: what it is trained on, see :func:`edgekit.training.corpus.prepare`.
+        recipe: of edgekit by name, of a file, or one that is made in a program.
+        changes: values that differ from the recipe's, see :func:`edgekit.training.recipe.changed`.
+        source: as in :func:`build`.
+        force: replace an existing output.
+        restart: begin anew instead of going on with an interrupted training.
+        progress: as in :func:`build`.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    from edgekit.files import refuse_existing
+    from edgekit.training.recipe import Recipe, changed, load
+
+    refuse_existing(Path(output), force)
+    named = "" if isinstance(recipe, Recipe) else Path(recipe).stem
+    chosen = changed(recipe if isinstance(recipe, Recipe) else load(recipe), changes or {})
+    checkpoint = _opened(model, None, Options(), source, progress or Quiet())
+    from edgekit import dispersing
+
+    wish = dispersing.Wish(checkpoint, chosen, tuple(text), named)
+    return dispersing.disperse(wish, Path(output), progress or Quiet(), force=force, restart=restart)
 
 
 def _opened(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from edgekit import cache, mapping, refining, steps, weighing
+from edgekit import cache, disperse_stage, mapping, refining, steps, weighing
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
 from edgekit.bundle.said import seal_said
@@ -17,12 +17,14 @@ from edgekit.bundle.tokenizer import Tokenizer, load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.coherence import gates, metrics, reference, text
 from edgekit.crossbuild import sbom
+from edgekit.disperse_stage import Maker
 from edgekit.errors import OptionError
 from edgekit.export.foreign import Foreign, plan_of
 from edgekit.files import cache_dir, output_errors, temporary_folder, whole_folder
 from edgekit.options import Container, Options
 from edgekit.original import Original, Texts
 from edgekit.progress import Progress, Stopwatch
+from edgekit.quantize import trained
 from edgekit.quantize.choose import choose
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Plan, refuse_fallbacks
@@ -46,7 +48,7 @@ def bundle_name(checkpoint: Checkpoint, target: Target, options: Options) -> str
         suffix = f".{options.budget.suffix}"
     elif options.plan is not None:
         suffix = ".planned"
-    return f"{checkpoint.name.lower()}.{target.name}{suffix}"
+    return f"{checkpoint.name.lower()}.{target.name}{suffix}{disperse_stage.suffix(options)}"
 
 
 def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan]:
@@ -104,7 +106,9 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         EdgekitError: one of its kinds, see docs; nothing is left at `out` then.
     """
     watch = Stopwatch(progress)
+    trained.places(checkpoint)  # what is wrong with them is told before anything is made
     planned = (plans if options.budget is None else _refuse_unmet)(checkpoint, target, options)
+    disperse_stage.refuse(planned, options)
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
         planned = _all_plans(work, planned, sources, target) if options.budget is None else []
@@ -112,30 +116,51 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         texts = steps.texts(work)
         importance = weighing.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
-        made = [steps.artefact(work, plan, importance, sources[plan.container]) for plan in planned]
-        if options.budget is not None:
-            made = [_under_budget(work, target, kind, texts, importance, sealed, digest) for kind in options.formats]
-        steps.check_tokenizers(work, made)
-        proofs = [steps.prove(work, item, sealed, digest) for item in made]
-        work.original.close()
-        measured = [steps.coherence(work, item, sealed, digest) for item in made]
-        results = [
-            _judged(item, proof, coherence, checkpoint, target)
-            for item, proof, coherence in zip(made, proofs, measured, strict=True)
-        ]
-        each = [steps.continuations(work, item, sealed, digest, SAMPLES) for item in made]
+        with disperse_stage.makers(work, planned, texts, importance, sealed, digest, SAMPLES) as makers:
+            made = [_artefact(makers[plan.container], plan, sources[plan.container]) for plan in planned]
+            if options.budget is not None:
+                made = [
+                    _under_budget(work, target, kind, texts, importance, sealed, digest) for kind in options.formats
+                ]
+            steps.check_tokenizers(work, made)
+            results = _results(makers, made, sealed, digest, target)
+            each = [steps.continuations(_of(makers, item).work, item, sealed, digest, SAMPLES) for item in made]
         said = dict(zip(options.formats, each, strict=True))
         weighed = weighing.source(importance)
         record = Record(checkpoint, target, options, out.name, results, texts, sealed, carried, weighed)
-        report = record.report(_samples(sealed, work.tokenizer, said), watch.seconds)
-        _write_reports(report, folder)
-        seal_target(folder, target)
-        seal_said(folder, said)
-        if carried is not None:
-            sbom.write(folder, carried, record.model)
+        report = record.report(_samples(sealed, work.tokenizer, said, makers), watch.seconds)
+        _write(record, report, folder, said)
         with watch.step("checksums"):
             bundles.write_manifest(folder, record.manifest())
     return report
+
+
+def _artefact(maker: Maker, plan: Plan, source: Foreign | None) -> Artefact:
+    return steps.artefact(maker.work, plan, maker.importance, source)
+
+
+def _of(makers: Mapping[Container, Maker], item: Artefact) -> Maker:
+    return makers[item.built.plan.container]
+
+
+def _results(
+    makers: Mapping[Container, Maker], made: Sequence[Artefact], sealed: reference.Reference, digest: str,
+    target: Target,
+) -> list[Result]:  # fmt: skip
+    """Prove all, then measure all: the full-precision models are in memory for the former only."""
+    proofs, used = [], makers[made[0].built.plan.container].work
+    for item in made:
+        work = _of(makers, item).work
+        if work is not used:
+            used.original.close()
+        proofs.append(steps.prove(work, item, sealed, digest))
+        used = work
+    used.original.close()
+    measured = [steps.coherence(_of(makers, item).work, item, sealed, digest) for item in made]
+    return [
+        _judged(item, proof, coherence, _of(makers, item), target)
+        for item, proof, coherence in zip(made, proofs, measured, strict=True)
+    ]
 
 
 def sensitivity_of(
@@ -225,18 +250,17 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
     return load_tokenizer(shipped)
 
 
-def _judged(
-    item: Artefact, proof: Proof, coherence: metrics.Coherence, checkpoint: Checkpoint, target: Target
-) -> Result:
+def _judged(item: Artefact, proof: Proof, coherence: metrics.Coherence, maker: Maker, target: Target) -> Result:
     plan = item.built.plan
     verdict = gates.judge(coherence, coherence_limits(target, plan.bits))
-    prediction = predict(checkpoint.spec, plan, target)
-    return Result(item.built, prediction, proof.parity, proof.truncation_kl, coherence, verdict)
+    prediction = predict(maker.work.checkpoint.spec, plan, target)
+    return Result(item.built, prediction, proof.parity, proof.truncation_kl, coherence, verdict, maker.dispersed)
 
 
 def _samples(
-    sealed: reference.Reference, tokenizer: Tokenizer, said: Mapping[Container, Sequence[Sequence[int]]]
-) -> list[reports.Sample]:
+    sealed: reference.Reference, tokenizer: Tokenizer, said: Mapping[Container, Sequence[Sequence[int]]],
+    makers: Mapping[Container, Maker],
+) -> list[reports.Sample]:  # fmt: skip
     """The first prompts' continuations side by side, for a person to read; `said` is ids by format."""
     originals = [tokenizer.decode(ids.tolist()) for ids in sealed.continuations.lists()[:SAMPLES]]
     questions = [prompt.text for prompt in text.fixed_prompts()[:SAMPLES]]
@@ -245,14 +269,22 @@ def _samples(
             prompt=question,
             original=original,
             artefacts={name: tokenizer.decode(told[index]) for name, told in said.items()},
+            plain={name: tokenizer.decode(maker.plain[index]) for name, maker in makers.items() if maker.plain},
         )
         for index, (question, original) in enumerate(zip(questions, originals, strict=True))
     ]
 
 
-def _write_reports(report: reports.Report, folder: Path) -> None:
+def _write(
+    record: Record, report: reports.Report, folder: Path, said: Mapping[Container, Sequence[Sequence[int]]]
+) -> None:
+    """What the bundle holds beside artefacts, reference and runtime."""
     from edgekit.report.html import render
 
+    seal_target(folder, record.target)
+    seal_said(folder, said)
+    if record.runtime is not None:
+        sbom.write(folder, record.runtime, record.model)
     (folder / "report.json").write_bytes(reports.to_json(report))
     (folder / "report.html").write_text(render(report), encoding="utf8")
 

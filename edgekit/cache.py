@@ -28,6 +28,8 @@ CONVERSIONS = ("demo", "gguf", "lora")
 TOOLS = ("envs", "sources", "zig", "compiles", "runtimes", "wheels")
 """Other people's exporters and emulated boards, sources, zig's own cache, runtimes on the way and done, wheels."""
 ENVIRONMENTS, SOURCES, COMPILERS, COMPILES, RUNTIMES, WHEELS = TOOLS
+TRAININGS = "training"
+"""What builds have trained so far, one folder a training."""
 MEASUREMENTS = "bench"
 """Folder of what measurements leave: journals of those that did not end, results that stand nowhere else."""
 JOURNALS, RESULTS = "journals", "results"
@@ -192,7 +194,7 @@ def using(folder: Path) -> Iterator[None]:
 
 def entries(root: Path) -> list[Entry]:
     """Everything that edgekit put there, least recently used first; what it does not know is left out."""
-    return _by_use([*bounded_entries(root), *_folder_entries(root, TOOLS), *_measurements(root)])
+    return _by_use([*bounded_entries(root), *_folder_entries(root, (*TOOLS, TRAININGS)), *_measurements(root)])
 
 
 def bounded_entries(root: Path) -> list[Entry]:
@@ -349,7 +351,7 @@ def make_room(root: Path, bound: int) -> None:
 
 def tidy(root: Path) -> None:
     """Remove temporary folders and locks that killed processes left in the cache."""
-    folders = [*(root / kind for kind in (*CONVERSIONS, *TOOLS, MEASUREMENTS)), *_folders(root / STAGES)]
+    folders = [*(root / kind for kind in (*CONVERSIONS, *TOOLS, TRAININGS, MEASUREMENTS)), *_folders(root / STAGES)]
     for folder in (*folders, root / HASHES):
         sweep(folder)
     sweep(root, HASHES)

@@ -32,6 +32,7 @@ def refuse(options: Options) -> None:
     if options.imatrix is not None and not options.calibrate:
         raise OptionError("--imatrix and --no-calibration contradict each other", remedy="give one of them")
     _refuse_planning(options)
+    _refuse_training(options)
     converting = [container for container in options.formats if options.converts(container)]
     if options.effort != "fast" and converting:
         raise OptionError(
@@ -40,7 +41,7 @@ def refuse(options: Options) -> None:
             remedy="drop --effort",
         )
     if options.text is not None and options.calibration_text is not None:
-        _refuse_same(options.text, options.calibration_text, options.sequences * options.length)
+        _refuse_same(options, options.text, options.calibration_text, "--calibration-text", "calibrate")
     if options.llama_cpp is not None:
         from edgekit.export.llama_tree import check_tree
 
@@ -55,28 +56,57 @@ def refuse(options: Options) -> None:
         interpreter()
 
 
-def _refuse_same(evaluation: Path, calibration: Path, tokens: int) -> None:
-    """A model that is judged on the text that it was calibrated on looks better than it is.
+def _refuse_same(options: Options, judged: Path, other: Path, option: str, verb: str) -> None:
+    """A model that is judged on the text that it was calibrated or trained on looks better than it is.
 
-    Looked at are as many words of the evaluation text as it gives tokens, and all of the calibration text.
+    Looked at are as many words of the evaluation text as it gives tokens, and all of the other text.
     """
     from edgekit.coherence.likeness import shared_passages
     from edgekit.coherence.text import MAX_TEXT_BYTES
 
-    said = ""
-    if sha256(evaluation) == sha256(calibration):
-        said = "--text and --calibration-text are the same text"
-    elif max(path.stat().st_size for path in (evaluation, calibration)) <= MAX_TEXT_BYTES:  # larger is refused later
-        judged, other = (path.read_text("utf8", "replace") for path in (evaluation, calibration))
-        share = shared_passages(judged, other, tokens)
+    said, sizes = "", [path.stat().st_size for path in (judged, other)]
+    if sizes[0] == sizes[1] and sha256(judged) == sha256(other):
+        said = f"--text and {option} are the same text"
+    elif max(sizes) <= MAX_TEXT_BYTES:  # larger is refused later, or too much to be compared
+        own, others = (path.read_text("utf8", "replace") for path in (judged, other))
+        share = shared_passages(own, others, options.sequences * options.length)
         if share > _MOST_SHARED:
-            said = f"{share:.0%} of the passages of --text stand in --calibration-text, too"
+            said = f"{share:.0%} of the passages of --text stand in {option}, too"
     if said:
         raise OptionError(
             said,
-            expected="other text to judge on than to calibrate on",
-            remedy="leave one of them out, and the model writes its own",
+            expected=f"other text to judge on than to {verb} on",
+            remedy=f"leave {'one of them' if verb == 'calibrate' else '--text'} out, and the model writes its own",
         )
+
+
+def _refuse_training(options: Options) -> None:
+    """What is quick to check of a training, its text found but not read."""
+    if options.disperse is None:
+        if options.train_text:
+            raise OptionError("--train-text is given without --disperse", remedy="add --disperse RECIPE, or drop it")
+        return
+    from edgekit.training import recipe, sources
+
+    recipe.load(options.disperse)
+    if options.budget is not None:
+        raise OptionError(
+            "--disperse trains on the formats of a plan, and a budget chooses them by what it measures on the way",
+            expected="formats that are known before the training",
+            remedy="give --bits, or --plan with what `edgekit plan` chose under that budget",
+        )
+    if converting := [container for container in options.formats if options.converts(container)]:
+        raise OptionError(
+            f"--disperse is given, but another tool converts the model to {converting[0].upper()}",
+            expected="a family that edgekit exports by itself, whose layers it knows",
+            remedy="drop --disperse, or train with edgekit disperse and convert what comes out",
+        )
+    if not options.train_text and options.calibration_text is None:
+        raise OptionError("--disperse is given, but no text to train on", remedy="give --train-text SOURCE")
+    found = sources.find(options.train_text) if options.train_text else []
+    for path in [source.where for source in found if isinstance(source.where, Path)]:
+        if options.text is not None:
+            _refuse_same(options, options.text, path, "--train-text", "train")
 
 
 def refuse_foreign_imatrix(checkpoint: Checkpoint, options: Options) -> None:

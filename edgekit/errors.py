@@ -326,6 +326,15 @@ class BudgetError(EdgekitError):
     exit_code = 40
 
 
+class TrainingError(EdgekitError):
+    """A training's loss became NaN or infinite, or climbs.
+
+    Remedy: train with a lower rate, or with smaller weights of the part that the message names.
+    """
+
+    exit_code = 41
+
+
 class InterruptError(EdgekitError):
     """Stopped by Ctrl-C, SIGTERM or a terminal that closed; nothing half-written is left.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.bundle.paths import plain
-from edgekit.errors import FileFormatError, InputNotFoundError, TokenizerError
+from edgekit.errors import CorruptCheckpointError, FileFormatError, InputNotFoundError, TokenizerError
 from edgekit.inspecting_files import (
     Findings,
     Row,
@@ -113,6 +113,7 @@ def _model(checkpoint: Checkpoint) -> Findings:
         "context_length": spec.context_length, "norm_epsilon": spec.norm_epsilon, "rope_theta": spec.rope_theta,
         "rope_scaling": None if spec.rope.scaling is None else spec.rope.kind, "weight_files": len(files),
         "weight_bytes": sum(file.stat().st_size for file in files), **_tokenizer(checkpoint.root),
+        "trained_codes": _trained_codes(checkpoint),
     }  # fmt: skip
     return Findings("model", str(checkpoint.root), facts, {"roles": _roles(checkpoint), "types": dtype_rows(headers)})
 
@@ -142,6 +143,17 @@ def _tokenizer(root: Path) -> dict[str, Value]:
         "tokenizer_size": tokenizer.vocab_size,
         "chat_template": tokenizer.template is not None,
     }
+
+
+def _trained_codes(checkpoint: Checkpoint) -> str | None:
+    """Which formats a training found codes for, or what is wrong with their file."""
+    from edgekit.quantize.trained import places
+
+    try:
+        count = Counter(place.grid for place in places(checkpoint).values())
+    except CorruptCheckpointError as error:
+        return f"none that can be used: {plain(error.sentence(), 1000)}"
+    return ", ".join(f"{number} matrices of {grid}" for grid, number in count.most_common()) or None
 
 
 # --- a bundle --------------------------------------------------------------------------------------------------------

@@ -87,6 +87,10 @@ class Options:
     """Sequences of the calibration text that sensitivity is measured on."""
     plan: Path | None = None
     """A plan file to follow, instead of `bits` or a budget."""
+    disperse: str | None = None
+    """Recipe to train by before the artefacts are made: a name of edgekit's, or a .toml file."""
+    train_text: tuple[str, ...] = ()
+    """What is trained on: files, folders, hub:OWNER/NAME; (): the calibration text."""
     runtime: RuntimeOptions | None = None
     """The engines that the bundle carries for its board; None: artefacts only. `edgekit build` carries them."""
 

@@ -32,6 +32,7 @@ class Result:
     truncation_kl: float
     coherence: metrics.Coherence
     verdict: gates.Verdict
+    dispersed: reports.Dispersed | None = None
 
     @property
     def effective_bits(self) -> float:
@@ -85,14 +86,24 @@ class Record:
         """What the choice of codes and scales was calibrated on."""
         text = self.texts.calibration
         if text is None:
-            return "none: all inputs of a layer weigh the same"
+            return f"{self._trained_in_words()}none: all inputs of a layer weigh the same"
         made = "written by the full-precision model itself" if text.kind == "self-generated" else "from a text file"
+        trained = self._trained_in_words()
         said = self.weighed or f"importance of each input on {_size(text.sequences)} {made} (sha256 {text.sha256[:12]})"
-        if self.options.effort == "fast":
-            return said
+        chosen = {way for result in self.results for way in result.built.codes}
+        if self.options.effort == "fast" or ("trained" in chosen and not chosen & {"GPTQ", "learned"}):
+            return trained + said
         learned = ", then learned rounding of each block" if self.options.effort == "best" else ""
         rounded = f"linear layers rounded by GPTQ with a weight for each token{learned}"
-        return f"{said}; {rounded}, on more of the calibration text"
+        return f"{trained}{said}; {rounded}, on more of the calibration text"
+
+    def _trained_in_words(self) -> str:
+        trainings = [result.dispersed.training for result in self.results if result.dispersed is not None]
+        if not trainings:
+            return ""
+        found = trainings[0]
+        size = f"{found.text_tokens} tokens (sha256 {found.text_sha256[:12]})"
+        return f"trained by the recipe {found.recipe} on a text of {size}; the rest: "
 
     @property
     def model(self) -> manifest.Model:
@@ -133,7 +144,7 @@ def _artefact_report(result: Result) -> reports.Artefact:
         ),
         parity=result.parity, coherence=result.coherence, truncation_kl=result.truncation_kl, verdict=result.verdict,
         flipped=flipped_items(result.coherence.items), planned=_planned(result),
-        codes=dict(result.built.codes),
+        codes=dict(result.built.codes), dispersed=result.dispersed,
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The stages of --effort good and best: longer calibration text, the tokens' weights, and every block rounded.
+"""The codes that a build brings along: those of a training, and with --effort good and best those that are found by
+longer calibration text, the tokens' weights, and rounding block after block.
 
 A killed build goes on at the block where it was: each block is a stage whose key holds the digest of the one before.
 """
@@ -6,10 +7,11 @@ A killed build goes on at the block where it was: each block is a stage whose ke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from edgekit.checkpoint.spec import Spec
@@ -19,6 +21,8 @@ from edgekit.errors import OptionError
 from edgekit.files import sha256
 from edgekit.grids import get
 from edgekit.grids.scalar import is_scalar
+from edgekit.progress import counter
+from edgekit.quantize import trained
 from edgekit.quantize.plan import Entry, Plan
 from edgekit.quantize.rounded import Place, Rounded, Ways, load, save
 from edgekit.stages import Made, Stage
@@ -43,30 +47,115 @@ _SEED = 1 << 16
 """Added to the seed: this text is another one than the evaluation text and the text that importance is measured on."""
 
 
+class _Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Matrices that a training gave codes."""
+
+    fitting: tuple[str, ...]
+    """Their weights are still what the codes stand for."""
+    stale: tuple[str, ...]
+
+
 def rounded(work: Work, plan: Plan, importance: Made | None) -> tuple[Rounded, str | None]:
-    """The codes of every linear layer of the plan, and the digest of the last stage; nothing with --effort fast.
+    """The codes of the plan's linear layers that somebody chose, and the digest of the last stage.
+
+    Those of a training are taken as they are where the plan has its formats. The others are found with --effort good
+    and best, and left to their grid's own quantizer with --effort fast.
 
     Raises:
+        CorruptCheckpointError: the model's file of trained codes is damaged.
         OptionError: there is no calibration text.
         TextError: the calibration text is missing or too short.
         BadWeightsError: an activation, gradient or weight is NaN or infinite; names the layer.
         UnknownArchitectureError: the model is not a list of blocks.
     """
+    given, found = _trained(work, plan)
     if work.options.effort == "fast":
-        return Rounded(), None
+        return Rounded(given), found
     if not work.options.calibrate:
         raise OptionError(
             f"--effort {work.options.effort} is given with --no-calibration",
             expected="calibration text, which rounding looks at",
             remedy="drop one of the two",
         )
+    if _is_complete(plan, given):
+        return Rounded(given), found
     sequences = _text(work)
     weights = _weights(work, plan, sequences)
-    walk = _Walk(work, plan, sequences, weights, importance)
-    digest = walk.output(hashlib.sha256(f"{weights.digest} {importance and importance.digest}".encode()).hexdigest())
+    walk = _Walk(work, plan, sequences, weights, importance, given)
+    before = f"{weights.digest} {importance and importance.digest}{f' {found}' if found else ''}"
+    digest = walk.output(hashlib.sha256(before.encode()).hexdigest())
     for layer in range(work.checkpoint.spec.layers):
         digest = walk.block(layer, digest)
     return Rounded(walk.places), digest
+
+
+def set_aside(work: Work) -> tuple[Rounded, None]:
+    """No codes, where somebody else's exporter has named the tensors; those of a training are missed aloud."""
+    if trained.places(work.checkpoint):
+        work.progress.note(
+            "what another tool exports is quantized anew: the codes that the training found are not used"
+        )
+    return Rounded(), None
+
+
+def _trained(work: Work, plan: Plan) -> tuple[dict[str, Place], str | None]:
+    """The trained codes that the plan can use, and the digest of the check that they belong to the weights."""
+    there = trained.places(work.checkpoint)
+    if not there:
+        return {}, None
+    checked, digest = _compared(work, there)
+    grids = {entry.tensor.hf: entry.grid for entry in plan.entries}
+    wanted = {name: place for name, place in there.items() if grids.get(name) == place.grid}
+    stale = [name for name in checked.stale if name in wanted]
+    _tell(work, plan, there, len(wanted), stale)
+    return {name: place for name, place in wanted.items() if name not in stale}, digest
+
+
+def _compared(work: Work, there: Mapping[str, Place]) -> tuple[_Compared, str]:
+    title = "codes of the training: are the weights still theirs"
+
+    def make() -> _Compared:
+        tensors = [tensor for tensor in work.checkpoint.spec.tensors if tensor.hf in there]
+        fitting: dict[str, bool] = {}
+        with work.progress.step(title) as advance:
+            tick = counter(advance, len(tensors))
+            for tensor in tensors:
+                fitting[tensor.hf] = trained.fits(work.checkpoint, tensor, there[tensor.hf])
+                tick(tensor.hf)
+        return _Compared(
+            fitting=tuple(name for name, fits in fitting.items() if fits),
+            stale=tuple(name for name, fits in fitting.items() if not fits),
+        )
+
+    return work.stages.record(Stage("trained-codes", title, {}), _Compared, make)
+
+
+def _tell(work: Work, plan: Plan, there: Mapping[str, Place], wanted: int, stale: list[str]) -> None:
+    """Say which trained codes are not used, and why."""
+    kind = plan.container.upper()
+    if wanted < len(there):
+        formats = ", ".join(sorted({place.grid for place in there.values()}))
+        work.progress.note(
+            f"{kind}: {len(there) - wanted} of the {len(there)} matrices that were trained on {formats} get another "
+            "format than they were trained on, and are quantized anew"
+        )
+    if stale:
+        others = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        work.progress.note(
+            f"{kind}: {stale[0]}{others} changed after the training (trained further, merged, or cast to 16 bits): the "
+            f"codes in {trained.FILE} are not theirs any more, and they are quantized anew"
+        )
+
+
+def _is_complete(plan: Plan, given: Mapping[str, Place]) -> bool:
+    """Whether a training left nothing to be rounded."""
+    linear = {entry.tensor.hf for entry in plan.entries if entry.tensor.rule.kind == "linear"}
+    return bool(given) and linear <= given.keys() and not _gains(_of_output(plan))
+
+
+def _gains(entry: Entry) -> bool:
+    """Whether the output matrix's format has so few levels that rounding it is worth the time."""
+    return get(entry.grid).nominal_bits < _MANY and is_scalar(entry.grid)
 
 
 def _text(work: Work) -> list[Ids]:
@@ -144,18 +233,25 @@ def _of_output(plan: Plan) -> Entry:
 class _Walk:
     """Block after block; the model is only loaded when there is one to be rounded."""
 
-    def __init__(self, work: Work, plan: Plan, sequences: list[Ids], weights: Made, importance: Made | None) -> None:
+    def __init__(
+        self, work: Work, plan: Plan, sequences: list[Ids], weights: Made, importance: Made | None,
+        given: Mapping[str, Place],
+    ) -> None:  # fmt: skip
         self._work, self._plan, self._sequences = work, plan, sequences
         self._weights, self._importance, self._blocks, self._next = weights, importance, None, 0
         self._tensors = {entry.tensor.hf: entry.tensor for entry in plan.entries}
         self._iterations = _ITERATIONS[work.options.effort]
-        self.places: dict[str, Place] = {}
+        self._given = given
+        self.places: dict[str, Place] = dict(given)
 
     _blocks: Blocks | None
 
     def block(self, layer: int, before: str) -> str:
-        """Round one block; `before` is the digest of all that came before it. Returns its own."""
-        entries = [e for e in self._plan.entries if e.tensor.layer == layer and e.tensor.rule.kind == "linear"]
+        """Round one block but for trained matrices; `before` is the digest of all before it. Returns its own."""
+        own = [e for e in self._plan.entries if e.tensor.layer == layer and e.tensor.rule.kind == "linear"]
+        entries = [entry for entry in own if entry.tensor.hf not in self._given]
+        if not entries:
+            return hashlib.sha256(f"{before} trained {[e.tensor.hf for e in own]}".encode()).hexdigest()
         embedding = [e.grid for e in self._plan.entries if e.tensor.rule.kind == "embedding"]
         title = f"{self._plan.container.upper()}: round block {layer + 1} of {self._work.checkpoint.spec.layers}"
         stage = Stage("round", title, {
@@ -171,7 +267,7 @@ class _Walk:
     def output(self, before: str) -> str:
         """Round the matrix that makes the logits, unless its format has too many levels to gain; returns the digest."""
         entry = _of_output(self._plan)
-        if get(entry.grid).nominal_bits >= _MANY or not is_scalar(entry.grid):
+        if not _gains(entry):
             return before
         title = f"{self._plan.container.upper()}: round {entry.tensor.hf}"
         stage = Stage("round-output", title, {"before": before, "grid": entry.grid, "tensor": entry.tensor.hf})
@@ -199,7 +295,8 @@ class _Walk:
         with self._work.progress.step(title):
             blocks = self._at(layer)
             grids = {entry.tensor.hf: entry.grid for entry in entries}
-            weights = _load(self._weights, grids)
+            names = [t.hf for t in self._tensors.values() if t.layer == layer and t.rule.kind == "linear"]
+            weights = _load(self._weights, names)
             ways: Ways = {}
             found = round_block(blocks, layer, grids, self._read, weights, self._iterations, ways)
             self._next = layer + 1

@@ -20,7 +20,7 @@ import numpy as np
 from edgekit.bundle import manifest
 from edgekit.bundle.golden import CORPUS, GOLDEN
 from edgekit.bundle.tokenizer import Tokenizer
-from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.checkpoint.checkpoint import CODES, Checkpoint
 from edgekit.coherence import container, metrics, reference, text
 from edgekit.coherence.likeness import LIKE, known_tokens
 from edgekit.crossbuild.runtime_record import RuntimeRecord
@@ -37,9 +37,8 @@ from edgekit.options import Container, Options
 from edgekit.original import Original, Texts, make_texts, seal, versions
 from edgekit.progress import Progress
 from edgekit.quantize.plan import Plan
-from edgekit.quantize.rounded import Rounded
 from edgekit.report import model as reports
-from edgekit.rounding import rounded
+from edgekit.rounding import rounded, set_aside
 from edgekit.stages import Made, Stage, Stages, code_digest
 from edgekit.targets import Target
 from edgekit.weighing import load_importance
@@ -62,6 +61,8 @@ class Work:
     original: Original
     stages: Stages
     progress: Progress
+    parent: Original | None = None
+    """Whose answers the reference holds, where the checkpoint was trained from it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def surroundings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def model_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """File name (what is not UTF-8, escaped) → SHA-256 of all in the model's folder that a library may read."""
-    patterns = ("*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja")
+    patterns = ("*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja", CODES)
     small = {path for pattern in patterns for path in checkpoint.root.glob(pattern) if path.is_file()}
     found = {_as_text(path.relative_to(checkpoint.root)): remembered_sha256(path) for path in sorted(small)}
     return {**found, "weights": checkpoint.sha256}
@@ -240,7 +241,7 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
 
     `weights` is what :func:`edgekit.weighing.importance` returned, `foreign` what :func:`converted` did.
     """
-    codes, digest = rounded(work, plan, weights) if foreign is None else (Rounded(), None)
+    codes, digest = rounded(work, plan, weights) if foreign is None else set_aside(work)
     planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
     inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "session": plan.session, "plan": planned,
               "importance": weights and weights.digest, "converted": foreign and foreign.key,
@@ -299,8 +300,12 @@ def _measured(work: Work, built: Built, answers: reference.Reference) -> Proof:
     tensors = artefacts.check_bytes(work.checkpoint, built, work.progress)
     sequences = answers.sequences.lists()[:PARITY_SEQUENCES]
     rows = [answers.positions.rows(where) for where in answers.sequence_rows()[:PARITY_SEQUENCES]]
+    answered = None
+    if work.parent is not None:
+        answered = parity.all_logits(work.parent.engine(), sequences)
+        work.parent.close()
     engine = work.original.engine()
-    logits = artefacts.check_logits(work.checkpoint, built, engine, sequences, rows, work.progress)
+    logits = artefacts.check_logits(work.checkpoint, built, engine, sequences, rows, work.progress, answered)
     found = reports.Parity(
         tokenizer_strings=len(CORPUS), tensors=tensors, full_precision_kl=logits.full_precision_kl,
         activation_kl=logits.activation_kl, positions=sum(map(len, sequences)),

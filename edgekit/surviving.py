@@ -24,6 +24,7 @@ from edgekit.errors import GridError, OptionError
 from edgekit.grids import get
 from edgekit.options import Options
 from edgekit.progress import Progress
+from edgekit.quantize import trained
 from edgekit.quantize.importance import Importance
 from edgekit.stages import Made, Stage
 from edgekit.steps import Work
@@ -155,7 +156,7 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
         nonlocal wrong, whole
         for tensor in tensors:
             own = work.checkpoint.read(tensor)
-            made = rounded(own, grid, importance.get(tensor.hf))
+            made = _rounded(work, tensor, own, grid, importance)
             wrong += float(np.square(made - own, dtype=np.float64).sum())
             whole += float(np.square(own, dtype=np.float64).sum())
             yield _stored(tensor, made)
@@ -175,13 +176,21 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
     )  # fmt: skip
 
 
+def _rounded(work: Work, tensor: TensorSpec, own: F32, grid: str, importance: Importance) -> F32:
+    """The matrix in that format; one that was trained on it is exported as it is."""
+    place = trained.places(work.checkpoint).get(tensor.hf)
+    if place is not None and place.grid == grid and trained.fits(work.checkpoint, tensor, place):
+        return own
+    return rounded(own, grid, importance.get(tensor.hf))
+
+
 def _noised(work: Work, grid: str, answers: reference.Reference, importance: Importance) -> metrics.Coherence:
     engine = work.original.engine()
 
     def weights() -> Iterator[tuple[str, F32]]:
         for index, tensor in enumerate(_linear(work.checkpoint)):
             own = work.checkpoint.read(tensor)
-            made = rounded(own, grid, importance.get(tensor.hf))
+            made = _rounded(work, tensor, own, grid, importance)
             yield _stored(tensor, noisy(own, made, (work.options.seed, index)))
 
     with _borrowed(work):

@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 TOKENIZER = "tokenizer"
+REPORTS = "report"
+"""Folder of what is measured; see :func:`is_report`."""
 MAX_BYTES = 16 << 20
 _GET_AGAIN = "get the bundle again from who built it"
 
@@ -122,7 +124,7 @@ class _Version(Struct):
 
 def is_report(path: str) -> bool:
     """Whether a path of a bundle is a report: `report.<ext>` at the top, or anything in `report/`."""
-    return path.startswith("report/") or (path.startswith("report.") and "/" not in path)
+    return path.startswith(f"{REPORTS}/") or (path.startswith("report.") and "/" not in path)
 
 
 def to_json(manifest: Manifest) -> bytes:

@@ -42,6 +42,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+CODES = "edgekit/codes.safetensors"
+"""Of a model that was trained on number formats, see edgekit.quantize.trained; where no library looks for weights."""
 
 
 @dataclass(frozen=True)

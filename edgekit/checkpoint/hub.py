@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, Open, open_checkpoint
+from edgekit.checkpoint.checkpoint import CODES, TOKENIZER_FILES, Checkpoint, Open, open_checkpoint
 from edgekit.errors import (
     DownloadError,
     EdgekitError,
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 WANTED = ("config.json", *TOKENIZER_FILES, "model.safetensors", "model-*-of-*.safetensors",
-          "model.safetensors.index.json")  # fmt: skip
-"""What is downloaded: never a pickle, never code, nothing in a folder of the repository."""
-_UNWANTED = ("*/*",)
+          "model.safetensors.index.json", CODES)  # fmt: skip
+"""What is downloaded: never a pickle, never code, nothing in a folder of the repository but a training's codes."""
+_UNWANTED = ("model-*/*",)
+"""A star stands for slashes, too."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PATIENCE = 20.0
 """Seconds for the hub's first answer."""
@@ -152,7 +153,8 @@ def _downloaded(hub: Any, model: HubId, progress: Progress) -> Path:
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
-    return [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in WANTED)]
+    plain = (name for name in names if "/" not in name or name == CODES)
+    return [name for name in plain if any(fnmatchcase(name, pattern) for pattern in WANTED)]
 
 
 def _refuse_unsuited(model: HubId, info: ModelInfo, names: list[str]) -> None:
@@ -162,7 +164,7 @@ def _refuse_unsuited(model: HubId, info: ModelInfo, names: list[str]) -> None:
             f"{model} has no config.json", expected="a Hugging Face model",
             remedy="download its GGUF file and name that" if any(n.endswith(".gguf") for n in there) else "",
         )  # fmt: skip
-    if any(name.endswith(".safetensors") for name in names):
+    if any(name.endswith(".safetensors") and name != CODES for name in names):
         return
     pickles = [name for name in there if name.endswith(_PICKLES)]
     if pickles:

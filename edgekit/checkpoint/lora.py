@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.checkpoint.cached import cached_folder
-from edgekit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, Open, open_checkpoint, read_json
+from edgekit.checkpoint.checkpoint import CODES, TOKENIZER_FILES, Checkpoint, Open, open_checkpoint, read_json
 from edgekit.checkpoint.raw import read_tensor
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.checkpoint.writing import DType, Slot, ordered, stored, write_safetensors
@@ -94,7 +94,8 @@ def with_lora(
 ) -> Checkpoint:
     """The checkpoint `base` with the adapter in `folder` merged in; merged once into the cache.
 
-    Merged tensors are stored in float32, all others as they were. A tokenizer in `folder` replaces the base's.
+    Merged tensors are stored in float32, all others as they were. A tokenizer in `folder` replaces the base's. Codes
+    that a training found for the base's weights are left behind, which is said.
 
     Args:
         base: what the adapter was trained on.
@@ -115,6 +116,8 @@ def with_lora(
     own = _hash([base.root / "config.json", *base.tokenizer_files()])
     key = hashlib.sha256(f"{base.sha256} {own} {sha}".encode()).hexdigest()[:24]
     label = folder.resolve().name
+    if (base.root / CODES).is_file():
+        progress.note(f"{base.name} was trained on number formats: merged with {label} it is quantized anew")
 
     def write(fresh: Path) -> None:
         with progress.step(f"Merge the adapter {label}, once") as advance:

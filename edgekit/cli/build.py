@@ -49,6 +49,15 @@ if TYPE_CHECKING:
     help="How codes are found: each weight by itself (fast: seconds), by what layers say (good: GPTQ, minutes), or by "
     "what blocks say (best: learned after GPTQ, long).",
 )  # fmt: skip
+@click.option(
+    "--disperse", metavar="RECIPE",
+    help="Train on the plan's formats first: a recipe's name (see docs/training.md), or a .toml file.",
+)  # fmt: skip
+@click.option(
+    "--train-text", multiple=True, metavar="SOURCE",
+    help="What --disperse trains on: a text file, .jsonl, a folder, or hub:NAME; repeat for several; default: the "
+    "calibration text.",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
@@ -70,8 +79,9 @@ def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
     sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
     text: Path | None, calibration_text: Path | None, imatrix: Path | None, no_calibration: bool, effort: Effort,
-    seed: int, strict: bool, gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool,
-    toolchain: Toolchain, accel: Literal["none", "cuda"], no_cache: bool,
+    disperse: str | None, train_text: tuple[str, ...], seed: int, strict: bool, gate: bool, force: bool,
+    llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
+    accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
 
@@ -90,6 +100,7 @@ def command(
         bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
         calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort, seed=seed,
         budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
+        disperse=disperse, train_text=train_text,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),
     )  # fmt: skip
     built = build(model, target=target, output=output, options=options, source=source, progress=Bars())

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "envs": "environments", "sources": "sources", "zig": "compilers", "compiles": "compiles", "runtimes": "runtimes",
-    "wheels": "wheels", "journals": "journals of measurements", "results": "kept results",
+    "wheels": "wheels", "training": "unfinished trainings", "journals": "journals of measurements",
+    "results": "kept results",
 }  # fmt: skip
 """Kinds that the bound does not count, as people call them."""
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))

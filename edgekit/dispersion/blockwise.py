@@ -23,6 +23,8 @@ from edgekit.grids import get
 from edgekit.grids.base import Quantized
 from edgekit.quantize.blocks import Blocks
 
+_JUDGED = 64
+"""Sequences that a block is judged on before and after."""
 Read = Callable[[str], F32]
 """Tensor name → full-precision weights (outputs, inputs)."""
 
@@ -78,8 +80,8 @@ def train_block(
         BadWeightsError: the error is NaN or infinite.
         GridError: a format has no code for each weight.
     """
-    targets = twins.outputs(layer)
-    twins.advance(layer)
+    targets = twins.advance(layer)
+    judged = min(len(targets), _JUDGED)
     weights = {name: torch.nn.Parameter(torch.from_numpy(read(name)).clone()) for name in start}
     fakes = {name: FakeQuantized(matrix) for name, matrix in start.items()}
 
@@ -87,10 +89,10 @@ def train_block(
         said, wanted = blocks.output(layer, number, values).float(), targets[number]
         return ((said - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-12)).mean()
 
-    before = _whole(error, {name: _values(matrix) for name, matrix in start.items()}, len(targets))
+    before = _whole(error, {name: _values(matrix) for name, matrix in start.items()}, judged)
     _descend(error, weights, fakes, len(targets), settings)
     found = {name: fakes[name].quantized(weight.detach()) for name, weight in weights.items()}
-    after = _whole(error, {name: _values(matrix) for name, matrix in found.items()}, len(targets))
+    after = _whole(error, {name: _values(matrix) for name, matrix in found.items()}, judged)
     if not after < before:  # NaN, too
         found, after = dict(start), before
     with blocks.borrowed(layer):

@@ -34,12 +34,13 @@ class FakeQuantized(torch.nn.Module):
         start: the matrix as it is quantized at first; its codes are not kept, its steps, zeros and offsets are.
         transposed: whether the module stores (inputs, outputs), as GPT-2's do.
         learn: whether the steps are a parameter, where the format stores each as a float of its own.
+        fixed: whether the codes stay and only the steps learn; the parameter is then what :meth:`own` makes of it.
 
     Raises:
         GridError: the format has no code for each weight.
     """
 
-    def __init__(self, start: Quantized, *, transposed: bool = False, learn: bool = True) -> None:
+    def __init__(self, start: Quantized, *, transposed: bool = False, learn: bool = True, fixed: bool = False) -> None:
         super().__init__()
         form = scalar(start)
         if form is None:
@@ -48,7 +49,7 @@ class FakeQuantized(torch.nn.Module):
                 expected="a format of levels and steps",
                 remedy="train on another format of as many bits",
             )
-        self._start, self._form, self._transposed = start, form, transposed
+        self._start, self._form, self._transposed, self._fixed = start, form, transposed, fixed
         self.steps = torch.nn.Parameter(_column(form.steps), requires_grad=learn and form.free)
         self.register_buffer("_levels", torch.from_numpy(form.levels), persistent=False)
         self.register_buffer("_zeros", _column(form.zeros), persistent=False)
@@ -64,10 +65,22 @@ class FakeQuantized(torch.nn.Module):
         """See the class."""
         rows = weight.t() if self._transposed else weight
         step = self._stored_steps()
-        inside = self._position(rows, step).clamp(self._levels[0], self._levels[-1])
-        level = _passing(self._nearest(inside), inside)
-        values = self._flat((level - self._zeros) * step + self._offsets)
+        if self._fixed:
+            distance = self._grouped(rows)
+        else:
+            inside = self._position(rows, step).clamp(self._levels[0], self._levels[-1])
+            distance = _passing(self._nearest(inside), inside) - self._zeros
+        values = self._flat(distance * step + self._offsets)
         return values.t() if self._transposed else values
+
+    @torch.no_grad()
+    def own(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the parameter is to be for these weights, as the module stores them: with fixed codes level - zero."""
+        if not self._fixed:
+            return weight
+        rows = weight.t() if self._transposed else weight
+        found = self._flat(self._nearest(self._position(rows, self._stored_steps())) - self._zeros)
+        return found.t() if self._transposed else found
 
     @torch.no_grad()
     def quantized(self, weight: torch.Tensor) -> Quantized:
@@ -82,10 +95,12 @@ class FakeQuantized(torch.nn.Module):
                 expected="finite numbers",
                 remedy="train with a lower rate, or take an earlier checkpoint",
             )
-        rows = weight.t() if self._transposed else weight
-        matrix, step = self._start, self._stored_steps()
+        rows = (weight.t() if self._transposed else weight).cpu()
+        matrix, step = self._start, self._stored_steps().cpu()
         if self._form.free:
             matrix = with_steps(matrix, step[:, :, 0].numpy())
+        if self._fixed:
+            return matrix
         index = torch.bucketize(self._nearest(self._position(rows, step)), self._middles)
         return with_codes(matrix, self._form, self._flat(index).numpy())
 
@@ -93,9 +108,9 @@ class FakeQuantized(torch.nn.Module):
         """As the file will hold them; the gradient passes that rounding, and is made smaller by LSQ's share."""
         if not self._form.free:
             return self.steps
-        stored = storable_steps(self._start, self.steps.detach()[:, :, 0].numpy())
+        stored = storable_steps(self._start, self.steps.detach()[:, :, 0].cpu().numpy())
         stored = np.where(np.isfinite(stored), stored, self._form.steps)
-        return _passing(_column(stored), self.steps * self._share)
+        return _passing(_column(stored).to(self.steps.device), self.steps * self._share)
 
     def _position(self, rows: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Where the weights lie among the levels; a step of zero stands for the offset, whatever the code is."""
@@ -131,7 +146,9 @@ def _column(array: F32) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.float32)).clone()[:, :, None]
 
 
-def attach(module: Any, start: Quantized, *, transposed: bool = False, learn: bool = True) -> FakeQuantized:
+def attach(
+    module: Any, start: Quantized, *, transposed: bool = False, learn: bool = True, fixed: bool = False
+) -> FakeQuantized:
     """Let a linear module compute with fake-quantized weights; its own stay what is trained.
 
     Args:
@@ -139,6 +156,7 @@ def attach(module: Any, start: Quantized, *, transposed: bool = False, learn: bo
         start: see :class:`FakeQuantized`.
         transposed: see :class:`FakeQuantized`.
         learn: see :class:`FakeQuantized`.
+        fixed: see :class:`FakeQuantized`; the module's weights are to be those of `start` then.
 
     Raises:
         GridError: see :class:`FakeQuantized`; the module's weight is another one, or attached already.
@@ -151,7 +169,9 @@ def attach(module: Any, start: Quantized, *, transposed: bool = False, learn: bo
         )
     if torch.nn.utils.parametrize.is_parametrized(module, "weight"):
         raise GridError("the module computes with another weight than its own already", expected="one attach() each")
-    made = FakeQuantized(start, transposed=transposed, learn=learn)
+    made = FakeQuantized(start, transposed=transposed, learn=learn, fixed=fixed)
+    with torch.no_grad():
+        module.weight.copy_(made.own(module.weight).clone())
     torch.nn.utils.parametrize.register_parametrization(module, "weight", made)
     return made
 

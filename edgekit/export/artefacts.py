@@ -163,13 +163,15 @@ def check_logits(
     sequences: Sequence[Ids],
     sealed: Sequence[Positions],
     progress: Progress,
+    answered: Sequence[F32] | None = None,
 ) -> LogitParity:
     """Compare the unquantized export with the original, and the artefact with its own weights in full precision.
 
     These are put into torch. An unknown family's cannot be, as its converter may have reordered, split or fused them:
     there the same engine runs them, whose unquantized twin has just been compared with torch.
 
-    `sealed` holds the reference's rows of each sequence: one per token but the last, which nothing follows.
+    `sealed` holds the reference's rows of each sequence: one per token but the last, which nothing follows. `answered`
+    are the logits that it was made from, where another model gave them.
 
     Raises:
         ParityError: a divergence is above its limit; names the token.
@@ -197,7 +199,9 @@ def check_logits(
             parity.ACTIVATION_LIMIT,
             f"the {kind} artefact differs from its own weights in {'torch' if built.foreign is None else 'float'}",
         )
-        errors = [estimate_error(s, p[:-1], q[:-1]) for s, p, q in zip(sealed, original, shipped, strict=True)]
+        errors = [
+            estimate_error(s, p[:-1], q[:-1]) for s, p, q in zip(sealed, answered or original, shipped, strict=True)
+        ]
     return LogitParity(full, cost, float(np.concatenate(errors).mean()))
 
 

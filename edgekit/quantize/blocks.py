@@ -122,9 +122,10 @@ class Blocks:
         given: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return given
 
-    def advance(self, layer: int) -> None:
-        """Take the text through the block as it is; its outputs are the next block's inputs."""
+    def advance(self, layer: int) -> list[torch.Tensor]:
+        """Take the text through the block as it is; its outputs, (1, T, hidden) each, are the next block's inputs."""
         self._states = [self._forward(layer, states) for states in self._states]
+        return self._states
 
     @contextmanager
     def borrowed(self, layer: int) -> Iterator[None]:

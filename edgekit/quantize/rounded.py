@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from edgekit.grids.base import Quantized
 
-_SEPARATOR, _WAYS = "|", "ways"
-Way = Literal["learned", "GPTQ", "own"]
-"""Who chose a row's codes: learned rounding, GPTQ with its refinements, or the format's own quantizer."""
+SEPARATOR, _WAYS = "|", "ways"
+Way = Literal["trained", "learned", "GPTQ", "own"]
+"""Who chose a row's codes: a training, learned rounding, GPTQ with its refinements, or the format's own quantizer."""
 Ways = dict[str, dict[Way, int]]
 """Tensor name → rows by who chose their codes."""
 
@@ -28,6 +28,8 @@ class Place:
     file: Path
     grid: str
     shape: tuple[int, int]
+    way: Way | None = None
+    """Who chose all of its codes; None: the file says it row by row."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class Rounded:
         found: Counter[str] = Counter()
         for name, (rows, columns) in matrices:
             place = self.places.get(name)
-            ways = _ways(place.file).get(name) if place else None
-            for way, count in (ways or {"own": rows}).items():
+            for way, count in (_chosen(name, place, rows) or {"own": rows}).items():
                 found[way] += count * columns
         return {way: count / found.total() for way, count in found.most_common() if count}
 
@@ -59,10 +60,16 @@ def load(name: str, place: Place) -> Quantized:
     fields: dict[str, NDArray[Any]] = {}
     with safe_open(place.file, framework="numpy") as stored:
         for key in stored.keys():  # noqa: SIM118 (not a dict)
-            tensor, part = key.split(_SEPARATOR)
+            tensor, part = key.split(SEPARATOR)
             if tensor == name:
                 fields[part] = stored.get_tensor(key)
     return Quantized(place.grid, place.shape, fields)
+
+
+def _chosen(name: str, place: Place | None, rows: int) -> dict[Way, int] | None:
+    if place is None:
+        return None
+    return _ways(place.file).get(name) if place.way is None else {place.way: rows}
 
 
 def _ways(file: Path) -> Ways:
@@ -86,7 +93,7 @@ def save(matrices: Mapping[str, Quantized], path: Path, ways: Ways) -> None:
     from safetensors.numpy import save_file
 
     arrays = {
-        f"{name}{_SEPARATOR}{part}": np.ascontiguousarray(array)
+        f"{name}{SEPARATOR}{part}": np.ascontiguousarray(array)
         for name, matrix in matrices.items()
         for part, array in matrix.fields.items()
     }

@@ -44,7 +44,7 @@ def round_block(
     Args:
         blocks: at this layer.
         layer: its number.
-        grids: tensor name → grid, for every matrix of the block.
+        grids: tensor name → grid, for the matrices of the block that are rounded; the others stay as they are.
         read: the full-precision weights.
         weights: tensor name → one weight for each token; see :mod:`edgekit.quantize.curvature`.
         iterations: of learned rounding after GPTQ, see :mod:`edgekit.quantize.learned`; 0: none.
@@ -58,7 +58,9 @@ def round_block(
     targets = blocks.outputs(layer) if iterations else []
     with blocks.borrowed(layer):
         groups = blocks.groups(layer)
-        for group in groups:
+        for group in [[name for name in group if name in grids] for group in groups]:
+            if not group:
+                continue
             inputs = blocks.inputs(layer, group[0])
             for name in group:
                 with naming(name):

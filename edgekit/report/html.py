@@ -12,7 +12,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from edgekit.coherence.scoring import CategoryScores, ItemScores
-from edgekit.report import plots, rows, words
+from edgekit.report import compared, plots, rows, words
 from edgekit.report.model import FlippedItem, Report, Sample
 
 SAMPLE_LIMIT = 3000
@@ -27,6 +27,7 @@ def render(report: Report) -> str:
         outcome=rows.outcome(report),
         gates=_gates(report),
         answers=_answers(report),
+        trained=[artefact for artefact in report.artefacts if artefact.dispersed is not None],
         samples=[_sample(sample) for sample in report.samples],
         files=rows.FILES,
         coherence=rows.COHERENCE,
@@ -55,6 +56,8 @@ def _environment() -> Environment:
         verdict_word=rows.verdict_word,
         millions=words.millions,
         runtime=words.runtime,
+        compared=compared.lines,
+        trained_how=compared.sentence,
     )
     return made
 
@@ -88,7 +91,11 @@ class _Sides:
 def _sample(sample: Sample) -> _Sides:
     original = words.clean(sample.original, SAMPLE_LIMIT)
     texts = [_text("Original", original, original)]
-    texts += [_text(name.upper(), words.clean(said, SAMPLE_LIMIT), original) for name, said in sample.artefacts.items()]
+    for name, said in sample.artefacts.items():
+        if name in sample.plain:
+            plain = words.clean(sample.plain[name], SAMPLE_LIMIT)
+            texts.append(_text(f"{name.upper()} without training", plain, original))
+        texts.append(_text(name.upper(), words.clean(said, SAMPLE_LIMIT), original))
     return _Sides(words.clean(sample.prompt, SAMPLE_LIMIT), texts)
 
 

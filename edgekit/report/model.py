@@ -64,6 +64,30 @@ class Planned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far the choice may be from the best one by the map, relative; 0: it is the best."""
 
 
+class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was trained before an artefact was made; report/training-FORMAT.html says all of it."""
+
+    recipe: str
+    minutes: float
+    text_sha256: str
+    """Of the token ids."""
+    text_tokens: int
+    held_out_tokens: int
+    """At the text's end, never trained on."""
+    held_out_kl_first: float
+    """On those, in PyTorch: mean KL divergence from the original, nats, before training (on a grid: rounded)."""
+    held_out_kl_last: float
+    grids: dict[str, int]
+    """Number format → matrices that were trained on it; none in full precision."""
+
+
+class Dispersed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A training, and what the same plan's artefact is without it."""
+
+    training: Training
+    plain: Coherence
+
+
 class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One format."""
 
@@ -92,8 +116,10 @@ class Artefact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     planned: Planned | None = None
     """None: the formats follow from the bits or from a plan's file."""
     codes: dict[str, float] = {}
-    """Share of the weights by who chose their codes: learned rounding, GPTQ, or the format's own quantizer, of which
-    GPTQ keeps rows that it cannot better."""
+    """Share of the weights by who chose their codes: a training, learned rounding, GPTQ, or the format's own
+    quantizer, of which GPTQ keeps rows that it cannot better."""
+    dispersed: Dispersed | None = None
+    """None: nothing was trained."""
 
 
 class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +129,8 @@ class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     original: str
     artefacts: dict[str, str]
     """Format → text."""
+    plain: dict[str, str] = {}
+    """Format → text of the artefact without training, where one was trained."""
 
 
 class Host(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekit.bundle.paths import plain
-from edgekit.report import rows
-from edgekit.report.model import Report
+from edgekit.report import compared, rows
+from edgekit.report.model import Artefact, Report
 from edgekit.report.words import answers, number, runtime
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def show(report: Report) -> None:
         word = rows.verdict_word(artefact)
         _say(console, f"{rows.name(artefact)} ", f"{word}: {artefact.title}", _STYLES[word])
     console.print(_table(console, report))
+    for artefact in report.artefacts:
+        _training(console, artefact)
     _say(console, "Measured on this host, on ", report.text)
     _say(console, "Calibration: ", report.calibration)
     for artefact in report.artefacts:
@@ -48,6 +50,22 @@ def show(report: Report) -> None:
     _predictions(console, report)
     if report.runtime is not None:
         _say(console, "Runtime: ", runtime(report.runtime))
+
+
+def _training(console: Console, artefact: Artefact) -> None:
+    """The original, the plan without training, and the trained artefact side by side."""
+    from rich import box
+    from rich.table import Table
+
+    if (found := artefact.dispersed) is None:
+        return
+    _say(console, f"{rows.name(artefact)}: trained ", compared.sentence(found.training))
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for title in (f"{rows.name(artefact)}, measured", "original", "without training", "trained"):
+        table.add_column(title, justify="left" if title.startswith(rows.name(artefact)) else "right", overflow="fold")
+    for line in compared.lines(artefact):
+        table.add_row(*(_cell(console, text) for text in (line.title, line.original, line.plain, line.trained)))
+    console.print(table)
 
 
 def _predictions(console: Console, report: Report) -> None:

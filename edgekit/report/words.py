@@ -50,7 +50,7 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-_WAYS = {"learned": "learned rounding", "GPTQ": "GPTQ", "own": "the format's own quantizer"}
+_WAYS = {"trained": "training", "learned": "learned rounding", "GPTQ": "GPTQ", "own": "the format's own quantizer"}
 
 
 def chosen_by(codes: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["cli.md", "errors.md"])
+@pytest.mark.parametrize("page", ["cli.md", "errors.md", "training.md"])
 def test_page_is_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf8") == generator().PAGES[page](), "run python docs/generate.py"
 

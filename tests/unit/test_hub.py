@@ -201,6 +201,24 @@ def test_nothing_but_weights_tokenizer_and_configuration_is_downloaded(hub: Hub)
     }  # fmt: skip
 
 
+def test_codes_of_a_training_are_downloaded_and_nothing_else_of_a_folder(hub: Hub) -> None:
+    for name in ("edgekit/codes.safetensors", "edgekit/run.json", "model-of/codes-of-2.safetensors", "x/config.json"):
+        (hub.folder / name).parent.mkdir(exist_ok=True)
+        (hub.folder / name).write_bytes(b"{}")
+    root = hub_checkpoint(MODEL).root
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if "/" in path.relative_to(root).as_posix()}
+    assert found == {"edgekit/codes.safetensors"}
+    assert (hub_checkpoint(MODEL, offline=True).root / "edgekit" / "codes.safetensors").read_bytes() == b"{}"
+
+
+def test_codes_without_weights_are_no_model(hub: Hub) -> None:
+    for path in hub.folder.glob("*.safetensors*"):
+        path.unlink()
+    (hub.folder / "edgekit").mkdir()
+    (hub.folder / "edgekit" / "codes.safetensors").write_bytes(b"codes")
+    refused(UnsafeCheckpointError, "pytorch_model.bin", "pickles")
+
+
 @pytest.mark.parametrize("revision", [None, "main", "v1", SHA])
 def test_revisions_name_their_commit(revision: str | None, hub: Hub) -> None:
     assert hub_checkpoint(HubId(REPO, revision)).source.endswith(f"@{SHA}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from edgekit.checkpoint.source import resolve
 from edgekit.engines.torch import TorchEngine
 from edgekit.errors import UnknownArchitectureError
 from edgekit.options import SourceOptions
+from edgekit.progress import Quiet
 
 pytestmark = [  # of peft, when it makes and saves an adapter
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
@@ -233,6 +235,22 @@ def test_source_names_both_and_the_tokenizer_is_there(sound: Path, saved: Path) 
     assert checkpoint.name == "model-adapter"
     assert (checkpoint.root / "tokenizer.json").read_bytes() == (sound / "tokenizer.json").read_bytes()
     assert (checkpoint.root / "generation_config.json").is_file()
+
+
+def test_codes_of_a_training_stay_behind_and_that_is_said(sound: Path, saved: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(sound, tmp_path / "base")
+    (base / "edgekit").mkdir()
+    (base / "edgekit" / "codes.safetensors").write_bytes(b"of the base's weights")
+    said: list[str] = []
+
+    class Told(Quiet):
+        def note(self, line: str) -> None:
+            said.append(line)
+
+    for _ in range(2):  # merged, and from the cache
+        root = resolve(str(base), SourceOptions(lora=saved), progress=Told()).root
+        assert not (root / "edgekit").exists()
+        assert "quantized anew" in said.pop()
 
 
 def test_tokenizer_of_the_adapter_wins(sound: Path, saved: Path) -> None:

@@ -1,0 +1,129 @@
+"""The README.md of a trained model: what was done to it, in Hugging Face's form of a model card."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from edgekit.report.words import clean
+from edgekit.training.record import Run
+
+_PARTS = {"distillation": "KL(parent ‖ model)", "cross_entropy": "cross-entropy", "dispersion": "dispersion loss"}
+
+
+def model_card(run: Run, title: str) -> str:
+    """Markdown with YAML front matter. Names come from strangers: none can end a line or begin markup.
+
+    Args:
+        run: the training; every number is its.
+        title: of the model.
+    """
+    grids = ", ".join(f"{count} matrices on {plain(name)}" for name, count in sorted(run.grids.items()))
+    return "\n".join(
+        [
+            *_front(run),
+            f"# {plain(title)}",
+            "",
+            f"{plain(run.parent.name)} (SHA-256 of its weights {run.parent.sha256}), trained by edgekit "
+            + (f"so that it survives few bits: {grids}." if grids else "in full precision."),
+            "The licence is the parent's.",
+            "",
+            "## What was done",
+            "",
+            *(f"* {line}" for line in _done(run)),
+            "",
+            "## What came of it",
+            "",
+            *_measured(run),
+            "",
+            "## How to use it",
+            "",
+            "    edgekit build FOLDER --target rpi5",
+            "",
+            *_codes(run),
+            "Everything that was set, and the curves of the training, are in edgekit/run.html and edgekit/run.json.",
+            "",
+        ]
+    )
+
+
+def plain(text: str) -> str:
+    """A stranger's text as plain words of one line of Markdown."""
+    line = " ".join(clean(text).split())[:200]
+    return re.sub(r"([\\`*_{}\[\]()<>#+|!~$&-])", r"\\\1", line)
+
+
+def _front(run: Run) -> list[str]:
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", run.parent.name)
+    base = [f"base_model: {json.dumps(run.parent.name)}"] if known else []
+    return [
+        "---",
+        "library_name: transformers",
+        *base,
+        "tags:",
+        "- edgekit",
+        *(["- quantization-aware"] if run.grids else []),
+        "---",
+        "",
+    ]
+
+
+def _done(run: Run) -> list[str]:
+    recipe, text = run.recipe, run.text
+    sources = ", ".join(plain(source) for source in text.sources)
+    lines = [
+        f"Settings: {f'recipe {plain(run.name)}, ' if run.name else ''}seed {recipe.seed}.",
+        f"Text: {sources}; {text.tokens:,} tokens in sequences of {recipe.length}, the last {text.held_out:,} of them "
+        f"never trained on (SHA-256 of the ids {text.sha256}).",
+    ]
+    if run.blocks and recipe.blockwise:
+        lines.append(
+            f"{len(run.blocks)} blocks, each by itself against its full-precision twin: {recipe.blockwise.iterations} "
+            f"iterations of {recipe.blockwise.batch} sequences out of {recipe.blockwise.sequences}."
+        )
+    return [*lines, *_whole(run), f"{run.seconds / 60:.1f} minutes on {plain(run.machine)}, {run.devices} processes."]
+
+
+def _whole(run: Run) -> list[str]:
+    """The training of the whole model."""
+    end, objective = run.recipe.end_to_end, run.recipe.objective
+    if not run.points or end is None:
+        return []
+    weighed = [(getattr(objective, part), words) for part, words in _PARTS.items()]
+    parts = " + ".join(f"{weight:g} · {words}" for weight, words in weighed if weight)
+    what = "all but embedding and head" if run.grids else "all weights"
+    if end.train == "steps":
+        what = "scales, norms and biases"
+    tokens = run.points[-1].tokens
+    lines = [f"The whole model ({what}): {len(run.points):,} steps, {tokens:,} tokens, minimizing {parts}."]
+    if objective.dispersion:
+        loss, layers = plain(objective.loss), plain(objective.layers)
+        lines.append(f"Dispersion: {loss}, temperature {objective.temperature:g}, layers {layers}.")
+    if run.averaged > 1:
+        lines.append(f"The weights are an average of {run.averaged} ({end.average}).")
+    return lines
+
+
+def _measured(run: Run) -> list[str]:
+    if not run.held_out:
+        return ["Nothing was measured."]
+    first, last = run.held_out[0], run.held_out[-1]
+    before = "rounded to nearest" if run.grids else "before"
+    return [
+        f"On {run.text.held_out:,} held-out tokens of the same source as the training text, nats per token:",
+        "",
+        f"| | {before} | trained |",
+        "|---|---|---|",
+        f"| KL divergence from the parent | {first.kl:.4f} | {last.kl:.4f} |",
+        f"| cross-entropy | {first.cross_entropy:.4f} | {last.cross_entropy:.4f} |",
+    ]
+
+
+def _codes(run: Run) -> list[str]:
+    if not run.grids:
+        return []
+    return [
+        "The weights are values of their number format, in float32: 16 bits do not hold them. Codes and scales lie in "
+        "edgekit/codes.safetensors, and edgekit exports them bit for bit where a plan has the same format.",
+        "",
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training: a checkpoint that survives few bits, from a checkpoint that does not."""

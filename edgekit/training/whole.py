@@ -1,0 +1,145 @@
+"""From the checkpoint to the trained weights: the matrices that training begins with, then the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.engines.base import F32
+from edgekit.engines.torch import TorchEngine
+from edgekit.grids import get
+from edgekit.grids.base import Quantized
+from edgekit.progress import Progress
+from edgekit.training.corpus import Corpus
+from edgekit.training.loop import Job, Outcome, train
+from edgekit.training.passes import judged
+from edgekit.training.processes import one_after_the_other
+from edgekit.training.recipe import Recipe
+from edgekit.training.record import Block, HeldOut
+from edgekit.training.starting import Begin
+from edgekit.training.state import Kept
+from edgekit.training.student import Student
+
+_FEW = 16
+"""Sequences that importance is measured on where no block is trained by itself."""
+_PLAIN = "plain.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training made."""
+
+    outcome: Outcome
+    blocks: tuple[Block, ...]
+    held_out: tuple[HeldOut, ...]
+    weights: Mapping[str, F32]
+    """Tensor name → values as Hugging Face stores them."""
+    matrices: Mapping[str, Quantized]
+    """Tensor name → codes and scales of what is on a grid."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """One training."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    grids: Mapping[str, str]
+    corpus: Corpus
+    kept: Kept
+    progress: Progress
+    _engines: dict[str, TorchEngine] = field(default_factory=dict)
+
+    def run(self) -> Result:
+        """Train.
+
+        Raises:
+            EdgekitError: see :meth:`edgekit.training.starting.Begin.run` and :func:`edgekit.training.loop.train`.
+        """
+        begin, engine = self._begin(), self._engine("model")
+        matrices, blocks, plain = dict[str, Quantized](), tuple[Block, ...](), tuple[HeldOut, ...]()
+        if self.grids:
+            with one_after_the_other():
+                matrices, blocks = begin.run(engine)
+                plain = (self._plain(begin, engine),)
+        if blocks or (self.recipe.end_to_end and self.recipe.end_to_end.train == "steps"):
+            engine.replace((name, self._values(name, matrix)) for name, matrix in matrices.items())
+        if self.recipe.end_to_end is None:
+            after = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
+            weights = {tensor.hf: engine.module.get_parameter(tensor.hf).detach().numpy() for tensor in self._tensors}
+            return Result(Outcome((), (), 1, 1, 0.0), blocks, (*plain, after), weights, matrices)
+        return self._trained(engine, matrices, blocks, plain)
+
+    def _trained(
+        self, engine: TorchEngine, matrices: Mapping[str, Quantized], blocks: tuple[Block, ...],
+        plain: tuple[HeldOut, ...],
+    ) -> Result:  # fmt: skip
+        end = self.recipe.end_to_end
+        if end is None:
+            raise ValueError("the whole model is not trained")
+        student = Student(engine.module, self.checkpoint.spec, matrices, end)
+        job = Job(
+            student, self._engine("parent").module, self.recipe.objective, self.corpus, self.corpus.held(), end,
+            self.recipe.seed, self.kept, self.progress, self._read,
+        )  # fmt: skip
+        outcome = train(job)
+        engine.module.cpu()
+        held_out = (*plain, *outcome.held_out)
+        return Result(outcome, blocks, held_out, student.weights(), student.matrices())
+
+    @property
+    def _read(self) -> int:
+        """Sequences that blocks are trained on; the whole model goes on behind them."""
+        return min(self.corpus.sequences, self.recipe.blockwise.sequences) if self.recipe.blockwise else 0
+
+    @property
+    def _tensors(self) -> Any:
+        return self.checkpoint.spec.tensors
+
+    def _begin(self) -> Begin:
+        count = self._read or min(self.corpus.sequences, _FEW)
+        text = [self.corpus.sequence(self.corpus.order(index, self.recipe.seed)) for index in range(count)]
+        return Begin(
+            self.checkpoint,
+            self.grids,
+            self.recipe.blockwise,
+            text,
+            self.recipe.seed,
+            self.kept.starts(),
+            self.progress,
+        )
+
+    def _engine(self, which: str) -> TorchEngine:
+        if which not in self._engines:
+            with self.progress.step(f"load the full-precision {which}"):
+                self._engines[which] = TorchEngine(self.checkpoint.root)
+                self._engines[which].module.requires_grad_(False)
+        return self._engines[which]
+
+    def _plain(self, begin: Begin, engine: TorchEngine) -> HeldOut:
+        """Held-out text without any training: everything rounded to nearest."""
+        path = self.kept.folder / _PLAIN
+        if path.is_file():
+            return msgspec.json.decode(path.read_bytes(), type=HeldOut)
+        own = [
+            (t.hf, engine.module.get_parameter(t.hf).detach().numpy().copy())
+            for t in self._tensors
+            if t.hf in self.grids
+        ]
+        engine.replace(begin.nearest(engine))
+        with self.progress.step("held-out text, rounded to nearest"):
+            found = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
+        engine.replace(own)
+        part = path.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(found))
+        part.rename(path)
+        return found
+
+    def _values(self, name: str, matrix: Quantized) -> F32:
+        turned = next(tensor for tensor in self._tensors if tensor.hf == name).rule.transposed
+        values = get(matrix.grid).dequantize(matrix)
+        return values.T if turned else values
