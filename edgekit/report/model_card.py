@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 
 from edgekit.report.words import clean
 from edgekit.training.record import Run
 
 _PARTS = {"distillation": "KL(parent ‖ model)", "cross_entropy": "cross-entropy", "dispersion": "dispersion loss"}
+
+_SOURCES = 20
+"""Of the text that are named."""
 
 
 def model_card(run: Run, title: str) -> str:
@@ -48,13 +52,13 @@ def model_card(run: Run, title: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A stranger's text as plain words of one line of Markdown."""
-    line = " ".join(clean(text).split())[:200]
-    return re.sub(r"([\\`*_{}\[\]()<>#+|!~$&-])", r"\\\1", line)
+    """A stranger's text as plain words of one line of Markdown: no markup, no links, no turned direction."""
+    line = " ".join("".join(c for c in clean(text) if unicodedata.category(c) != "Cf").split())[:200]
+    return re.sub(r"([\\`*_{}\[\]()<>#+|!~$&:@-]|(?<=www)\.)", r"\\\1", line, flags=re.IGNORECASE)
 
 
 def _front(run: Run) -> list[str]:
-    known = re.fullmatch(r"[\w.-]+/[\w.-]+", run.parent.name)
+    known = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", run.parent.name, flags=re.IGNORECASE | re.ASCII)
     base = [f"base_model: {json.dumps(run.parent.name)}"] if known else []
     return [
         "---",
@@ -70,7 +74,10 @@ def _front(run: Run) -> list[str]:
 
 def _done(run: Run) -> list[str]:
     recipe, text = run.recipe, run.text
-    sources = ", ".join(plain(source) for source in text.sources)
+    shown = [plain(source) for source in text.sources[:_SOURCES]]
+    if len(text.sources) > _SOURCES:
+        shown.append(f"and {len(text.sources) - _SOURCES} more")
+    sources = ", ".join(shown)
     lines = [
         f"Settings: {f'recipe {plain(run.name)}, ' if run.name else ''}seed {recipe.seed}.",
         f"Text: {sources}; {text.tokens:,} tokens in sequences of {recipe.length}, the last {text.held_out:,} of them "

@@ -29,8 +29,11 @@ RUN = Run(
 
 @pytest.mark.parametrize(
     "name",
-    ["a\n---\nlicense: mit\n", "# title\n\n<script>", "![x](http://example.org/x)", "`; rm`", "|a|b|", "\x1b[31m"],
-)
+    [
+        "a\n---\nlicense: mit\n", "# t\n\n<script>", "![x](http://example.org/x)", "`; rm`", "|a|b|", "\x1b[31m",
+        "http://example.org", "www.example.org", "a@example.org", "\u202eabc",
+    ],
+)  # fmt: skip
 def test_a_hostile_name_stays_a_name(name: str) -> None:
     parent = msgspec.structs.replace(RUN.parent, name=name)
     text = msgspec.structs.replace(RUN.text, sources=(name,))
@@ -39,7 +42,21 @@ def test_a_hostile_name_stays_a_name(name: str) -> None:
     front = [line for line in usual if not line.startswith("base_model")]
     assert card.splitlines()[: front.index("")] == front[: front.index("")]
     assert len(card.splitlines()) == len(front)
-    assert not re.search(r"(?<!\\)[<`]|(?<!\\)!\[", card)
+    assert not re.search(r"(?<!\\)[<`]|(?<!\\)!\[|[^\\]://|www\.|[^\\]@|\u202e", card)
+
+
+@pytest.mark.parametrize("name", ["../parent", "./parent", "/models/parent", "parent", "ö/parent", "a/b/c"])
+def test_a_path_is_no_model_of_the_hub(name: str) -> None:
+    assert "base_model" not in model_card(changed_parent(name), "child")
+
+
+def changed_parent(name: str) -> Run:
+    return msgspec.structs.replace(RUN, parent=msgspec.structs.replace(RUN.parent, name=name))
+
+
+def test_many_sources() -> None:
+    text = msgspec.structs.replace(RUN.text, sources=tuple(f"{i}.txt" for i in range(1000)))
+    assert "19.txt, and 980 more;" in model_card(msgspec.structs.replace(RUN, text=text), "child")
 
 
 def test_what_it_says() -> None:
