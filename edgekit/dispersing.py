@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,10 +55,12 @@ def disperse(wish: Wish, out: Path, progress: Progress, *, force: bool = False, 
     Raises:
         EdgekitError: one of its kinds, see docs/errors.md; nothing is left at `out` then.
     """
+    out = Path(os.path.normpath(Path.cwd() / out))  # "." has no name
     refuse_existing(out, force)
     if out.exists() and out.samefile(wish.checkpoint.root):
         raise OptionError(f"{out} is the model itself", expected="another folder for what is trained from it")
     refuse_missing()
+    _refuse_loss(wish)
     from edgekit.training import output
     from edgekit.training.processes import first_process
 
@@ -86,9 +89,25 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
             f"another training is writing {out}", expected="one at a time", remedy="wait, or give another -o"
         )
     try:
+        with output_errors(out):
+            Kept(folder).own()
         yield
     finally:
+        Kept(folder).leave()
         locks.release(lock)
+
+
+def _refuse_loss(wish: Wish) -> None:
+    """What the loss is made of is refused before hours of training, not after.
+
+    Raises:
+        OptionError: no such dispersion loss, layers or temperature.
+    """
+    from edgekit.dispersion.layers import chosen
+    from edgekit.training.objective import dispersion
+
+    if wish.recipe.objective.dispersion:
+        chosen(wish.checkpoint.spec.layers, dispersion(wish.recipe.objective).layers)
 
 
 def grids_of(wish: Wish) -> dict[str, str]:

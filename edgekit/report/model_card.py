@@ -98,9 +98,9 @@ def _whole(run: Run) -> list[str]:
         return []
     weighed = [(getattr(objective, part), words) for part, words in _PARTS.items()]
     parts = " + ".join(f"{weight:g} · {words}" for weight, words in weighed if weight)
-    what = "all but embedding and head" if run.grids else "all weights"
+    what = "matrices on a grid, norms and biases" if run.grids else "all weights"
     if end.train == "steps":
-        what = "scales, norms and biases"
+        what = "scales, where the format stores each as a float of its own, norms and biases"
     tokens = run.points[-1].tokens
     lines = [f"The whole model ({what}): {len(run.points):,} steps, {tokens:,} tokens, minimizing {parts}."]
     if objective.dispersion:

@@ -65,10 +65,12 @@ class Average:
             return self._mean, max(1, step // self._end.average_every)
         last = step - step % self._end.average_every
         paths = [self._folder / _name(last - self._end.average_every * back) for back in range(self._end.average_last)]
-        found = [_load(path) for path in paths if self._end.average == "lawa" and path.is_file()]
-        if not found:
-            return {}, 1
-        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}, len(found)
+        found = [path for path in paths if self._end.average == "lawa" and path.is_file()]
+        total: dict[str, torch.Tensor] = {}
+        for path in found:  # one in memory at a time
+            for name, weight in _load(path).items():
+                total[name] = total[name] + weight if name in total else weight
+        return {name: weight / len(found) for name, weight in total.items()}, max(1, len(found))
 
 
 def _name(step: int) -> str:

@@ -45,6 +45,8 @@ class Corpus:
     """File names without folders; of the hub its name."""
     sha256: str
     """Of the ids as little-endian uint32."""
+    bos: int | None = None
+    """What every sequence begins with, in place of its last token: what a model with such a token always gets."""
 
     @property
     def sequences(self) -> int:
@@ -75,7 +77,10 @@ class Corpus:
         return int(_permutation(self.sequences, epoch, seed)[place])
 
     def _at(self, number: int) -> NDArray[np.int64]:
-        return self.tokens[number * self.length : (number + 1) * self.length].astype(np.int64)
+        begin = number * self.length
+        if self.bos is None:
+            return self.tokens[begin : begin + self.length].astype(np.int64)
+        return np.concatenate([[self.bos], self.tokens[begin : begin + self.length - 1]]).astype(np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -146,14 +151,26 @@ def prepare(
             f"{most} tokens in sequences of {length} with {held_out} held out cannot be trained on",
             expected="at least one token, sequences of at least two, and none or more held out",
         )
-    found = find(sources)
+    found = _once(find(sources), progress)
     limit = None if most is None else (-(-most // length) + held_out) * length
     key = _key(found, tokenizer, limit)
     record = _kept(folder, key) or _tokenize(found, tokenizer, folder, key, progress)
     _refuse_foreign(record, vocab_size)
     held = _held(record, length, held_out)
     tokens = np.memmap(folder / TOKENS, _UINT32, mode="r")
-    return Corpus(tokens, length, held, tuple(source.name for source in found), record.sha256)
+    return Corpus(tokens, length, held, tuple(source.name for source in found), record.sha256, tokenizer.bos_id)
+
+
+def _once(found: Sequence[Source], progress: Progress) -> list[Source]:
+    """Each file once: what is there twice would be trained on and held out."""
+    kept: dict[str, Source] = {}
+    for source in found:
+        key = checksum(source) or source.name
+        if key in kept:
+            progress.note(f"{source.name} is the same text as {kept[key].name}: it is read once")
+        else:
+            kept[key] = source
+    return list(kept.values())
 
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:

@@ -16,7 +16,15 @@ from edgekit.progress import Progress
 from edgekit.training import schedule
 from edgekit.training.averages import Average
 from edgekit.training.objective import Measure
-from edgekit.training.passes import fitting, has_bfloat16, judged, refuse_divergence, refuse_nan
+from edgekit.training.passes import (
+    fitting,
+    has_bfloat16,
+    judged,
+    refuse_divergence,
+    refuse_infinite,
+    refuse_nan,
+    without_dropout,
+)
 from edgekit.training.recipe import EndToEnd, Objective
 from edgekit.training.record import HeldOut, Point
 from edgekit.training.state import Going, Kept
@@ -90,12 +98,14 @@ def train(job: Job) -> Outcome:
     if not going.held_out:
         going.held_out.append(run.judged(going.step))
     run.descend(average, going)
+    run.accelerator.wait_for_everyone()
     mean, averaged = average.mean(going.step)
     with torch.no_grad():
         for name, parameter in job.student.learning().items():
             if name in mean:
                 parameter.copy_(mean[name])
     going.held_out.append(run.judged(going.step))
+    refuse_nan({"held-out text": going.held_out[-1].cross_entropy}, going.step)
     devices = run.accelerator.num_processes
     run.accelerator.wait_for_everyone()
     return Outcome(tuple(going.points), tuple(going.held_out), averaged, devices, earlier)
@@ -108,6 +118,7 @@ class _Run:
         from accelerate import Accelerator
 
         self._job, self.accelerator = job, Accelerator()
+        without_dropout(job.student.module)
         self._measure = Measure(job.objective, job.parent, half=has_bfloat16())
         if job.end.gradient_checkpointing:
             job.student.module.gradient_checkpointing_enable()
@@ -126,9 +137,12 @@ class _Run:
     def descend(self, average: Average, going: Going) -> None:
         """Optimizer steps to the end."""
         job, kept, told = self._job, time.monotonic(), 0.0
+        timed = job.end.minutes > 0 and not going.steps
         self._model.train()
         with job.progress.step("train the whole model") as advance:
             while going.step < self._steps(going):
+                if timed and going.step == _TIMED[1]:  # another run would take another number of steps
+                    self._keep(average, going)
                 begin = time.monotonic()
                 self._advance(going, average)
                 going.seconds += time.monotonic() - begin
@@ -137,15 +151,27 @@ class _Run:
                 if time.monotonic() - told > _TELL_SECONDS and self.accelerator.is_main_process:
                     job.progress.note(_words(going))
                     told = time.monotonic()
-                if time.monotonic() - kept > _KEEP_SECONDS:
-                    job.kept.keep(self.accelerator, average, going)
+                if self._any(time.monotonic() - kept > _KEEP_SECONDS):
+                    self._keep(average, going)
                     kept = time.monotonic()
-        job.kept.keep(self.accelerator, average, going)
+        self._keep(average, going)
+
+    def _keep(self, average: Average, going: Going) -> None:
+        """What is no number never takes the place of what was kept before."""
+        refuse_infinite(self._job.student.learning(), going.step)
+        self._job.kept.keep(self.accelerator, average, going)
+
+    def _any(self, here: bool) -> bool:
+        """Whether it holds in any process: all of them must do the same."""
+        if self.accelerator.num_processes == 1:
+            return here
+        return self._mean(torch.tensor(float(here), device=self.accelerator.device)) > 0
 
     def _advance(self, going: Going, average: Average) -> None:
         """One optimizer step."""
         job = self._job
-        share = schedule.rate(job.end, going.step, going.steps or 20 * _TIMED[1])
+        # As long as the number of steps is not known, the rates stay where they begin.
+        share = schedule.rate(job.end, going.step if going.steps else 0, going.steps or 20 * _TIMED[1])
         for group in self._optimizer.param_groups:
             group["lr"] = group["full_rate"] * share
         self._optimizer.zero_grad(set_to_none=True)
@@ -163,7 +189,8 @@ class _Run:
             Point(step=going.step, tokens=going.tokens, seconds=0.0, rate=share, loss=loss, parts=parts)
         )
         refuse_divergence(going.points)
-        average.add(going.step, job.student.learning())
+        if self.accelerator.is_main_process:
+            average.add(going.step, job.student.learning())
 
     def _pass(self, step: int, turn: int) -> Callable[[int], tuple[float, dict[str, float]]]:
         job, share = self._job, self._job.end.accumulate

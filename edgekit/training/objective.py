@@ -35,10 +35,7 @@ class Measure:
 
     def __init__(self, objective: Objective, parent: Any | None, *, half: bool = False) -> None:
         self._objective, self._parent, self._half = objective, parent, half
-        self._dispersion = Dispersion(
-            loss=cast("Name", objective.loss), layers=cast("Layers", objective.layers),
-            shape=Shape(temperature=objective.temperature),
-        )  # fmt: skip
+        self._dispersion = dispersion(objective) if objective.dispersion else Dispersion()
 
     def __call__(self, model: Any, ids: torch.Tensor, generator: torch.Generator) -> Loss:
         """The loss on sequences (batch, tokens); `generator` draws the tokens that are dispersed."""
@@ -58,6 +55,18 @@ class Measure:
             parts["dispersion"] = self._dispersion([states.float() for states in said.hidden_states], generator)
         total = torch.stack([getattr(objective, name) * part for name, part in parts.items()]).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()})
+
+
+def dispersion(objective: Objective) -> Dispersion:
+    """The dispersion loss of an objective.
+
+    Raises:
+        OptionError: there is no such loss, or its temperature is none.
+    """
+    return Dispersion(
+        loss=cast("Name", objective.loss), layers=cast("Layers", objective.layers),
+        shape=Shape(temperature=objective.temperature),
+    )  # fmt: skip
 
 
 def cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

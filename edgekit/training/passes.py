@@ -39,6 +39,30 @@ def refuse_nan(parts: Mapping[str, float], step: int) -> None:
         )
 
 
+def refuse_infinite(learning: Mapping[str, torch.Tensor], step: int) -> None:
+    """Stop where a weight is no number.
+
+    Raises:
+        TrainingError: names it.
+    """
+    for name, parameter in learning.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingError(
+                f"{name} is NaN or infinite after {step} steps",
+                expected="finite weights",
+                remedy="train with a lower rate; what was kept before stays for --restart",
+            )
+
+
+def without_dropout(module: Any) -> None:
+    """Let the model in training say what it says otherwise: its parent is asked without dropout."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0
+
+
 def refuse_divergence(points: Sequence[Point]) -> None:
     """Stop where the loss climbs instead of falling.
 

@@ -101,7 +101,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _SHORT = {"int4": "int4-sym-b32", "int3": "int3-sym-b32"}
-_LIMIT = 1 << 20
+_LIMIT = 1 << 16
+"""Bytes of a recipe: tomllib takes long over a large one that is made to be slow."""
 
 
 def names() -> list[str]:
@@ -126,13 +127,16 @@ def load(name: str | Path) -> Recipe:
     if not path.is_file() or path.suffix != ".toml":
         raise InputNotFoundError(f"there is no recipe {name}", expected=f"one of {', '.join(names())}, or a .toml file")
     with path.open("rb") as stream:
-        return _parsed(stream.read(_LIMIT), str(path))
+        data = stream.read(_LIMIT + 1)
+    if len(data) > _LIMIT:
+        raise OptionError(f"{path} is no recipe: it is larger than {_LIMIT >> 10} KiB")
+    return _parsed(data, str(path))
 
 
 def _parsed(data: bytes, name: str) -> Recipe:
     try:
         return checked(msgspec.convert(tomllib.loads(data.decode()), Recipe))
-    except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and msgspec
+    except (ValueError, RecursionError, OverflowError) as error:  # of TOML, UTF-8 and msgspec
         raise OptionError(
             f"{name} is not a recipe ({error})", expected="the keys that docs/training.md lists"
         ) from error
@@ -201,6 +205,8 @@ def _check_end(recipe: Recipe, end: EndToEnd) -> None:
 _RANGES = {
     "length": (2, 1 << 20), "sequences": (1, 1 << 20), "iterations": (1, 1 << 20), "batch": (1, 1 << 16),
     "accumulate": (1, 1 << 16), "warmup": (0, 1), "decay": (0, 1), "average_every": (1, 1 << 20),
-    "average_last": (1, 64), "average_decay": (0, 1), "temperature": (1e-6, math.inf), "seed": (0, 2**62),
+    "average_last": (1, 64), "average_decay": (0, 1), "temperature": (1e-6, math.inf), "seed": (0, 2**31 - 1),
+    **dict.fromkeys(("learning_rate", "code_rate", "step_rate", "rate", "weight_decay"), (0, 1e30)),
+    "steps": (0, 1 << 40), "tokens": (0, 1 << 50), "minutes": (0, 1e6),
 }  # fmt: skip
 """Of numbers that may not be anything from 0 on."""

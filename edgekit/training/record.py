@@ -36,7 +36,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     layer: int
     before: float
-    """Mean error of a token's output, relative to its size, as the block was rounded at first."""
+    """Mean error of a token's output, relative to its size, as the block was rounded at first, on its training text."""
     after: float
 
 

@@ -21,6 +21,7 @@ from edgekit.quantize.blocks import Blocks
 from edgekit.quantize.rounded import Place, load, save
 from edgekit.training.recipe import Blockwise
 from edgekit.training.record import Block
+from edgekit.training.state import readable
 
 _IMPORTANCE = 16
 """Sequences that the importance of inputs is measured on."""
@@ -136,13 +137,15 @@ class Begin:
         part.rename(self._file(layer))
 
     def _told(self, layer: int) -> Block:
-        return msgspec.json.decode(self._file(layer).with_suffix(".json").read_bytes(), type=Block)
+        path = self._file(layer).with_suffix(".json")
+        with readable(path):
+            return msgspec.json.decode(path.read_bytes(), type=Block)
 
     def _load(self, layer: int) -> dict[str, Quantized]:
         shapes = {tensor.hf: (tensor.shape[0], tensor.shape[-1]) for tensor in self.checkpoint.spec.tensors}
-        return {
-            name: load(name, Place(self._file(layer), self.grids[name], shapes[name])) for name in self._names(layer)
-        }
+        places = {name: Place(self._file(layer), self.grids[name], shapes[name]) for name in self._names(layer)}
+        with readable(self._file(layer)):
+            return {name: load(name, place) for name, place in places.items()}
 
 
 def refuse_others(checkpoint: Checkpoint, grids: Mapping[str, str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgekit.errors import CorruptCheckpointError, OptionError
 from edgekit.training.averages import Average
 from edgekit.training.record import HeldOut, Point
 
+_MARK = ".edgekit-training"
 _SETTINGS, _GOING, _LATEST, _OLD, _PART = "settings.json", "going.json", "latest", "old", "part"
 
 
@@ -36,6 +38,29 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def own(self) -> None:
+        """Make sure that the folder is a training's: everything in it will be removed.
+
+        Raises:
+            OptionError: something else is in it.
+        """
+        if (self.folder / _MARK).is_file():
+            return
+        if any(self.folder.iterdir()):
+            raise OptionError(
+                f"{self.folder} holds something that is not of a training",
+                expected="no folder of that name: what a training keeps lies there until it is done",
+                remedy="move it away, or give another output",
+            )
+        (self.folder / _MARK).touch()
+
+    def leave(self) -> None:
+        """Remove the folder where no training has begun in it."""
+        if (self.folder / _MARK).is_file() and not (self.folder / _SETTINGS).exists():
+            self.remove()
+        elif self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def claim(self, settings: Mapping[str, Any]) -> bool:
         """Begin a training with these settings, or go on with it.
@@ -117,18 +142,36 @@ class Kept:
             accelerator.load_state(str(found))
             average.restore(found)
             return msgspec.json.decode((found / _GOING).read_bytes(), type=Going)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # of pickles, safetensors, JSON and PyTorch
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorruptCheckpointError(f"{found} cannot be read ({first})", remedy=_again(self.folder)) from error
 
     def clear(self) -> None:
         """Forget everything."""
         for path in self.folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _MARK:
+                path.unlink()
 
     def remove(self) -> None:
         """The training is whole."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What an interrupted training kept is read within.
+
+    Raises:
+        CorruptCheckpointError: it is damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+        raise CorruptCheckpointError(f"{path} cannot be read ({error})", remedy="give --restart") from error
 
 
 def _again(folder: Path) -> str:

@@ -21,7 +21,7 @@ from edgekit.training.processes import one_after_the_other
 from edgekit.training.recipe import Recipe
 from edgekit.training.record import Block, HeldOut
 from edgekit.training.starting import Begin
-from edgekit.training.state import Kept
+from edgekit.training.state import Kept, readable
 from edgekit.training.student import Student
 
 _FEW = 16
@@ -124,16 +124,15 @@ class Whole:
         """Held-out text without any training: everything rounded to nearest."""
         path = self.kept.folder / _PLAIN
         if path.is_file():
-            return msgspec.json.decode(path.read_bytes(), type=HeldOut)
-        own = [
-            (t.hf, engine.module.get_parameter(t.hf).detach().numpy().copy())
-            for t in self._tensors
-            if t.hf in self.grids
-        ]
+            with readable(path):
+                return msgspec.json.decode(path.read_bytes(), type=HeldOut)
         engine.replace(begin.nearest(engine))
         with self.progress.step("held-out text, rounded to nearest"):
             found = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
-        engine.replace(own)
+        engine.replace(
+            (tensor.hf, values.T if tensor.rule.transposed else values)
+            for tensor, values in ((t, self.checkpoint.read(t)) for t in self._tensors if t.hf in self.grids)
+        )
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(found))
         part.rename(path)

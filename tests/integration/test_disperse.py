@@ -84,11 +84,11 @@ def test_killed_with_a_signal_that_cannot_be_caught(parent: Path, corpus: Path, 
 
 
 def test_two_processes_are_one_training_of_twice_the_batch(parent: Path, corpus: Path, tmp_path: Path) -> None:
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
-    arguments = (parent, "--text", corpus, "--recipe", "int4", "--length", "32", "--steps", "5")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    arguments = (parent, "--text", corpus, "--recipe", "int4", "--length", "32", "--steps", "12", "--average", "lawa")
     ended(started(*arguments, "--batch", "4", "-o", tmp_path / "one"))
     ended(started(*arguments, "--batch", "2", "-o", tmp_path / "two", launch=launch))
+    assert '"devices": 2' in (tmp_path / "two" / "edgekit" / "run.json").read_text()
     one, two, own = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(parent)
     moved = [name for name in own if not np.array_equal(one[name], own[name])]
     assert moved
@@ -117,6 +117,12 @@ def test_wrong_inputs(cli: Cli, parent: Path, corpus: Path, tmp_path: Path) -> N
     cli("disperse", parent, "--text", corpus, "-o", out, "--grid", "Q3_K").refused(25, "Q3_K")
     cli("disperse", parent, "--text", corpus, "-o", parent).refused(18, "is there already")
     cli("disperse", parent, "--text", corpus, "-o", parent, "--force").refused(29, "is the model itself")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "thesis.doc").write_text("years of work")
+    for more in ((), ("--restart",)):
+        cli("disperse", parent, "--text", corpus, "-o", out, *more).refused(29, "something that is not of a training")
+    assert (tmp_path / "out.training" / "thesis.doc").read_text() == "years of work"
     assert not out.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -173,8 +174,8 @@ def test_documents_of_all_sources_follow_one_another(tmp_path: Path, make: Make)
     lines = "\ufeff" + "\n".join(json.dumps({"text": text, "id": 5}) for text in ("four", "", "five\r\nsix"))
     second = written(tmp_path / "b.jsonl", lines)
     corpus = make(first, second, first, length=2)
-    assert texts(corpus) == ["one\ntwo\nthree", "four", "five\r\nsix", "one\ntwo\nthree"]
-    assert corpus.sources == ("a.txt", "b.jsonl", "a.txt")
+    assert texts(corpus) == ["one\ntwo\nthree", "four", "five\r\nsix"]  # what is there twice is read once
+    assert corpus.sources == ("a.txt", "b.jsonl")
     assert corpus.sha256 == hashlib.sha256((tmp_path / "out" / "tokens.bin").read_bytes()).hexdigest()
     assert not corpus.tokens.flags.writeable
 
@@ -209,8 +210,13 @@ def test_the_end_is_held_out(tmp_path: Path, make: Make) -> None:
     corpus = make(path, length=4, held_out=3)
     assert (corpus.sequences, corpus.held_out) == (97, 3)
     assert corpus.sequence(1).dtype == np.int64
-    assert tokenizer().decode(corpus.sequence(96).tolist()) == "4567"
-    assert [tokenizer().decode(ids.tolist()) for ids in corpus.held()] == ["8901", "2345", "6789"]
+    bos = tokenizer().bos_id
+    assert bos is not None
+    assert [corpus.sequence(96)[0], *(ids[0] for ids in corpus.held())] == [bos] * 4
+    assert tokenizer().decode(corpus.sequence(96)[1:].tolist()) == "456"
+    assert [tokenizer().decode(ids[1:].tolist()) for ids in corpus.held()] == ["890", "234", "678"]
+    plain = dataclasses.replace(corpus, bos=None)
+    assert tokenizer().decode(plain.sequence(96).tolist()) == "4567"
     for number in (-1, 97):
         with pytest.raises(IndexError):
             corpus.sequence(number)

@@ -30,10 +30,12 @@ def test_a_recipe_that_is_not_there() -> None:
         ("[end_to_end]\nsteps = 5\ntrain = 'steps'", "no grid"),
         ("[end_to_end]\nsteps = 5\nbatch = 0", "end_to_end.batch is 0; expected 1 to 65536"),
         ("[end_to_end]\nsteps = 5\nlearning_rate = nan", "learning_rate is nan"),
-        ("[end_to_end]\nsteps = 5\nlearning_rate = -1.0", "learning_rate is -1.0; expected 0 or more"),
+        ("[end_to_end]\nsteps = 5\nlearning_rate = -1.0", "learning_rate is -1.0; expected 0 to 1e\\+30"),
         ("[end_to_end]\nsteps = 5\nwarmup = 2.0", "warmup is 2.0; expected 0 to 1"),
         ("[end_to_end]\nsteps = 5\n[objective]\ndistillation = 0", "every part of the loss has weight 0"),
         ("length = 1\n[end_to_end]\nsteps = 5", "length is 1; expected 2"),
+        ("[end_to_end]\nsteps = 1" + 400 * "0", "own.toml|steps"),
+        ("# " + 70_000 * "x", "larger than 64 KiB"),
     ],
 )
 def test_what_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:

@@ -18,7 +18,7 @@ from tiny import Tiny
 pytest.importorskip("torch")
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from edgekit import api
 from edgekit.checkpoint.checkpoint import open_checkpoint
@@ -40,7 +40,7 @@ from edgekit.quantize.rounded import load
 from edgekit.training import loop
 from edgekit.training.averages import Average
 from edgekit.training.objective import Measure, cross_entropy, divergence
-from edgekit.training.passes import fitting, refuse_divergence, refuse_nan
+from edgekit.training.passes import fitting, refuse_divergence, refuse_infinite, refuse_nan, without_dropout
 from edgekit.training.recipe import Average as Kind
 from edgekit.training.recipe import Blockwise, EndToEnd, Objective, Recipe
 from edgekit.training.record import RUN, Point, Run
@@ -111,6 +111,8 @@ class Killing(Quiet):
         ({"": {"grid": "int33"}}, GridError, "not a number format; expected"),
         ({"objective": {"loss": "spread", "dispersion": 1.0}}, OptionError, "no dispersion loss spread"),
         ({"objective": {"layers": "most", "dispersion": 1.0}}, OptionError, "most of 2 layers"),
+        ({"": {"seed": 1 << 44}}, OptionError, "seed is 17592186044416"),
+        ({"end_to_end": {"learning_rate": 1e38}}, OptionError, r"learning_rate is 1e\+38"),
     ],
 )
 def test_settings_that_cannot_be(
@@ -146,6 +148,28 @@ def test_a_rate_that_makes_nan(model: Path, corpus: str, tmp_path: Path) -> None
         api.disperse(model, out, text=[corpus], recipe=PLAIN)
     api.disperse(model, out, text=[corpus], recipe=PLAIN, restart=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_weights_that_are_nan_are_not_kept() -> None:
+    refuse_infinite({"norm.weight": torch.tensor([1.0, 2.0])}, 3)
+    with pytest.raises(TrainingError, match=r"norm.weight is NaN or infinite after 3 steps"):
+        refuse_infinite({"norm.weight": torch.tensor([1.0, float("nan")])}, 3)
+
+
+def test_dropout_is_off() -> None:
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64)
+    model = GPT2LMHeadModel(config)
+    parent = GPT2LMHeadModel(config).eval()
+    parent.load_state_dict(model.state_dict())
+    without_dropout(model.train())
+    loss = Measure(Objective(), parent)(model, torch.arange(32)[None], torch.Generator())
+    assert float(loss.total.detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_same_text_twice_is_read_once(model: Path, corpus: str, tmp_path: Path) -> None:
+    once = api.disperse(model, tmp_path / "once", text=[corpus], recipe=ALL)
+    twice = api.disperse(model, tmp_path / "twice", text=[corpus, corpus], recipe=ALL)
+    assert once.text == twice.text
 
 
 def test_a_loss_that_climbs() -> None:
@@ -290,10 +314,14 @@ def test_what_was_kept_is_damaged(model: Path, corpus: str, tmp_path: Path, monk
     monkeypatch.setattr(loop, "_KEEP_SECONDS", 0.0)
     with pytest.raises(Killed):
         api.disperse(model, tmp_path / "out", text=[corpus], recipe=ALL, progress=Killing(2))
-    going = tmp_path / "out.training" / "latest" / "going.json"
-    going.write_bytes(going.read_bytes()[:50])
-    with pytest.raises(CorruptCheckpointError, match=r"cannot be read.*--restart"):
-        api.disperse(model, tmp_path / "out", text=[corpus], recipe=ALL)
+    kept = tmp_path / "out.training"
+    for name in ("latest/going.json", "latest/model.safetensors", "latest/optimizer.bin", "plain.json",
+                 "start/block-0000.safetensors"):  # fmt: skip
+        whole = (kept / name).read_bytes()
+        (kept / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CorruptCheckpointError, match=r"cannot be read.*--restart"):
+            api.disperse(model, tmp_path / "out", text=[corpus], recipe=ALL)
+        (kept / name).write_bytes(whole)
     (tmp_path / "out.training" / "settings.json").write_text("[")
     with pytest.raises(CorruptCheckpointError, match=r"settings.json cannot be read"):
         api.disperse(model, tmp_path / "out", text=[corpus], recipe=ALL)
