@@ -85,7 +85,7 @@ def test_killed_with_a_signal_that_cannot_be_caught(parent: Path, corpus: Path, 
 
 def test_two_processes_are_one_training_of_twice_the_batch(parent: Path, corpus: Path, tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    arguments = (parent, "--text", corpus, "--recipe", "int4", "--length", "32", "--steps", "12", "--average", "lawa")
+    arguments = (parent, "--text", corpus, "--recipe", "int3", "--length", "32", "--steps", "12", "--average", "lawa")
     ended(started(*arguments, "--batch", "4", "-o", tmp_path / "one"))
     ended(started(*arguments, "--batch", "2", "-o", tmp_path / "two", launch=launch))
     assert '"devices": 2' in (tmp_path / "two" / "edgekit" / "run.json").read_text()
