@@ -105,7 +105,7 @@ def test_a_script_in_names_is_shown_not_run() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.text(st.characters(), min_size=1) | st.text("<>&\"'/={}%#-! abp", min_size=1))
+@given(st.text(min_size=1) | st.text("<>&\"'/={}%#-! abp", min_size=1))
 def test_no_text_of_a_stranger_changes_the_structure(text: str) -> None:
     page = render([entry(strange(text))])
     page.encode()
