@@ -13,7 +13,7 @@ from edgekit import cache, steps, weighing
 from edgekit.building import apart
 from edgekit.bundle.golden import golden_ids
 from edgekit.bundle.tokenizer import load_tokenizer
-from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
 from edgekit.coherence.generation import compare_continuations
@@ -159,7 +159,7 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
             made = _rounded(work, tensor, own, grid, importance)
             wrong += float(np.square(made - own, dtype=np.float64).sum())
             whole += float(np.square(own, dtype=np.float64).sum())
-            yield _stored(tensor, made)
+            yield tensor.hf, as_stored(tensor, made)
 
     with _borrowed(work):
         engine.replace(weights())
@@ -191,7 +191,7 @@ def _noised(work: Work, grid: str, answers: reference.Reference, importance: Imp
         for index, tensor in enumerate(_linear(work.checkpoint)):
             own = work.checkpoint.read(tensor)
             made = _rounded(work, tensor, own, grid, importance)
-            yield _stored(tensor, noisy(own, made, (work.options.seed, index)))
+            yield tensor.hf, as_stored(tensor, noisy(own, made, (work.options.seed, index)))
 
     with _borrowed(work):
         engine.replace(weights())
@@ -205,11 +205,7 @@ def _borrowed(work: Work) -> Iterator[None]:
         yield
     finally:
         tensors = _linear(work.checkpoint)
-        work.original.engine().replace(_stored(tensor, work.checkpoint.read(tensor)) for tensor in tensors)
-
-
-def _stored(tensor: TensorSpec, weights: F32) -> tuple[str, F32]:
-    return tensor.hf, weights.T if tensor.rule.transposed else weights
+        work.original.engine().replace((t.hf, as_stored(t, work.checkpoint.read(t))) for t in tensors)
 
 
 def _continued(work: Work, engine: TorchEngine, answers: reference.Reference) -> list[list[int]]:

@@ -107,6 +107,11 @@ class Checkpoint:
         return [self.root / name for name in TOKENIZER_FILES if (self.root / name).is_file()]
 
 
+def as_stored(tensor: TensorSpec, weights: F32) -> F32:
+    """A matrix (outputs, inputs) in the shape that the Hugging Face checkpoint has it in."""
+    return weights.T if tensor.rule.transposed else weights
+
+
 def _finite(tensor: TensorSpec, array: F32) -> F32:
     if not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())

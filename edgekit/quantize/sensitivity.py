@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence.distribution import kl_full
 from edgekit.engines.base import Ids
@@ -118,7 +118,7 @@ class Probe:
                 for ids, (_, given) in zip(self.sequences, originals, strict=True)
             ]
         finally:
-            engine.replace(_stored(tensor, weights) for tensor, weights in kept.items())
+            engine.replace((tensor.hf, as_stored(tensor, weights)) for tensor, weights in kept.items())
         if not all(np.isfinite(rows).all() for rows in answers):
             raise BadWeightsError(f"with {group.names[0]} in {grid} the model's logits are not finite")
         return float(np.concatenate([kl_full(p, q) for (p, _), q in zip(originals, answers, strict=True)]).mean())
@@ -126,11 +126,7 @@ class Probe:
     def _rounded(self, kept: Mapping[TensorSpec, F32], grid: str) -> Iterator[tuple[str, F32]]:
         for tensor, weights in kept.items():
             quantized = get(grid).quantize(weights, self._importance(tensor))
-            yield _stored(tensor, get(grid).dequantize(quantized))
-
-
-def _stored(tensor: TensorSpec, weights: F32) -> tuple[str, F32]:
-    return tensor.hf, weights.T if tensor.rule.transposed else weights
+            yield tensor.hf, as_stored(tensor, get(grid).dequantize(quantized))
 
 
 def _error(weights: F32, grid: str, importance: F32 | None) -> float:

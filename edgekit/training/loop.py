@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from edgekit.engines.base import Ids
 from edgekit.progress import Progress
 from edgekit.training import schedule
 from edgekit.training.averages import Average
+from edgekit.training.corpus import Corpus
 from edgekit.training.objective import Measure
 from edgekit.training.passes import (
     fitting,
@@ -34,20 +35,6 @@ _TIMED = (2, 6)
 """Optimizer steps between which the pace is taken that turns minutes into steps: the first ones are slower."""
 _KEEP_SECONDS = 300.0
 _TELL_SECONDS = 30.0
-
-
-class Text(Protocol):
-    """What is read; see :class:`edgekit.training.corpus.Corpus`."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sequence."""
-
-    def order(self, index: int, seed: int) -> int:
-        """Number of the sequence that is read as the index-th."""
-
-    def sequence(self, number: int) -> Ids:
-        """Its tokens."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class Job:
     parent: Any | None
     """The full-precision model, for distillation and judging."""
     objective: Objective
-    text: Text
+    text: Corpus
     held: Sequence[Ids]
     """Sequences that are judged on at the beginning and the end."""
     end: EndToEnd

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.checkpoint.checkpoint import F32, Checkpoint, read_json
+from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored, read_json
 from edgekit.checkpoint.writing import Slot, ordered, write_safetensors
 from edgekit.errors import ParityError
 from edgekit.grids import get
@@ -49,7 +49,7 @@ def write(
     for tensor in checkpoint.spec.tensors:
         if tensor.hf in matrices:
             values = get(matrices[tensor.hf].grid).dequantize(matrices[tensor.hf])
-            if not np.array_equal(values, weights[tensor.hf].T if tensor.rule.transposed else weights[tensor.hf]):
+            if not np.array_equal(as_stored(tensor, values), weights[tensor.hf]):
                 raise ParityError(
                     f"the trained codes of {tensor.hf} are not its trained weights", expected="equal ones"
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.checkpoint.checkpoint import F32, Checkpoint
+from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored
 from edgekit.dispersion.blockwise import Settings, train_block
 from edgekit.engines.base import Ids
 from edgekit.engines.torch import TorchEngine
@@ -73,7 +73,7 @@ class Begin:
             if tensor.hf in self.grids:
                 grid = get(self.grids[tensor.hf])
                 values = grid.dequantize(grid.quantize(self.checkpoint.read(tensor), squares[tensor.hf]))
-                yield tensor.hf, values.T if tensor.rule.transposed else values
+                yield tensor.hf, as_stored(tensor, values)
 
     def _train(self, engine: TorchEngine, blockwise: Blockwise, layers: Sequence[int]) -> list[Block]:
         settings = Settings(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
-from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.checkpoint.checkpoint import Checkpoint, as_stored
+from edgekit.checkpoint.spec import TensorSpec
 from edgekit.engines.base import F32
 from edgekit.engines.torch import TorchEngine
 from edgekit.grids import get
@@ -67,7 +67,7 @@ class Whole:
                 matrices, blocks = begin.run(engine)
                 plain = (self._plain(begin, engine),)
         if blocks or (self.recipe.end_to_end and self.recipe.end_to_end.train == "steps"):
-            engine.replace((name, self._values(name, matrix)) for name, matrix in matrices.items())
+            engine.replace((t.hf, as_stored(t, _values(matrices[t.hf]))) for t in self._tensors if t.hf in matrices)
         if self.recipe.end_to_end is None:
             after = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
             weights = {tensor.hf: engine.module.get_parameter(tensor.hf).detach().numpy() for tensor in self._tensors}
@@ -97,7 +97,7 @@ class Whole:
         return min(self.corpus.sequences, self.recipe.blockwise.sequences) if self.recipe.blockwise else 0
 
     @property
-    def _tensors(self) -> Any:
+    def _tensors(self) -> tuple[TensorSpec, ...]:
         return self.checkpoint.spec.tensors
 
     def _begin(self) -> Begin:
@@ -129,16 +129,12 @@ class Whole:
         engine.replace(begin.nearest(engine))
         with self.progress.step("held-out text, rounded to nearest"):
             found = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
-        engine.replace(
-            (tensor.hf, values.T if tensor.rule.transposed else values)
-            for tensor, values in ((t, self.checkpoint.read(t)) for t in self._tensors if t.hf in self.grids)
-        )
+        engine.replace((t.hf, as_stored(t, self.checkpoint.read(t))) for t in self._tensors if t.hf in self.grids)
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(found))
         part.rename(path)
         return found
 
-    def _values(self, name: str, matrix: Quantized) -> F32:
-        turned = next(tensor for tensor in self._tensors if tensor.hf == name).rule.transposed
-        values = get(matrix.grid).dequantize(matrix)
-        return values.T if turned else values
+
+def _values(matrix: Quantized) -> F32:
+    return get(matrix.grid).dequantize(matrix)
