@@ -13,15 +13,12 @@ import torch
 
 from benchmarks.dispersion.arms import LENGTH
 from benchmarks.dispersion.text import PROMPTS, Texts
+from benchmarks.dispersion.ways import Biases, Ways, Weights
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.coherence.generation import seq_rep
 from edgekit.dispersion.condensation import measured, trend, weight_kurtosis
 from edgekit.dispersion.survival import noisy
 from edgekit.engines.torch import TorchEngine
-from edgekit.grids import get
-from edgekit.quantize.blocks import Blocks
-from edgekit.quantize.gptq import round_matrix
-from edgekit.quantize.rounding import second_moment
 
 GRIDS: Mapping[int, str] = {4: "int4-sym-b32", 3: "int3-sym-b32", 2: "Q2_0"}
 """Symmetric, blocks of 32; at 2 bits of 64."""
@@ -33,8 +30,6 @@ _PROMPT, _SAID = 16, 64
 """Tokens."""
 _SAYS = ("nearest-3", "gptq-3", "nearest-2")
 """Changes after which the model continues prompts."""
-Weights = dict[str, F32]
-Biases = dict[str, torch.Tensor]
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,12 +77,11 @@ class Lab:
     checkpoint: Checkpoint
     engine: TorchEngine
     texts: Texts
-    _own: Weights = field(default_factory=dict)
     _said: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        linear = [tensor for tensor in self.checkpoint.spec.tensors if tensor.rule.kind == "linear"]
-        self._own = {tensor.hf: self.checkpoint.read(tensor) for tensor in linear}
+        self._ways = Ways(self.checkpoint, self.engine, self.texts.calibration)
+        self._own = self._ways.own
         self._said = [_log_softmax(self.engine.logits(ids)) for ids in self.texts.judged]
 
     def measured(self, length: float, kind: str, steps: int, seed: int) -> Measured:
@@ -107,10 +101,10 @@ class Lab:
 
     def _damages(self, seed: int) -> Iterator[Damage]:
         for bits, grid in GRIDS.items():
-            nearest = {name: get(grid).dequantize(get(grid).quantize(own)) for name, own in self._own.items()}
+            nearest = self._ways.nearest(grid)
             yield self._damage(f"nearest-{bits}", nearest)
-            yield self._damage(f"nearest-corrected-{bits}", nearest, self._biases(nearest))
-            yield self._damage(f"gptq-{bits}", self._gptq(grid))
+            yield self._damage(f"nearest-corrected-{bits}", nearest, self._ways.biases(nearest))
+            yield self._damage(f"gptq-{bits}", self._ways.gptq(grid))
             for draw in range(DRAWS):
                 yield self._damage(f"noise-{bits}", {
                     name: noisy(own, nearest[name], (seed, bits, draw, number))
@@ -123,7 +117,7 @@ class Lab:
     def _damage(self, change: str, weights: Weights, biases: Biases | None = None) -> Damage:
         wrong = sum(float(np.square(made - self._own[name], dtype=np.float64).sum()) for name, made in weights.items())
         whole = sum(float(np.square(own, dtype=np.float64).sum()) for own in self._own.values())
-        with self._changed(weights), self._biased(biases or {}):
+        with self._ways.changed(weights), self._biased(biases or {}):
             pairs = [self._against(number) for number in range(len(self._said))]
             repeats = _short(self._repeats()) if change in _SAYS else None
         kl, ce = (np.array(each) for each in zip(*pairs, strict=True))
@@ -137,41 +131,6 @@ class Lab:
         said = _log_softmax(self.engine.logits(ids))
         divergence = float((own.exp() * (own - said)).sum(dim=-1).mean())
         return divergence, _cross_entropy(said, ids) - _cross_entropy(own, ids)
-
-    def _gptq(self, grid: str) -> Weights:
-        """Block by block, each on what the rounded ones before it give; every token counts alike."""
-        made: Weights = {}
-        for layer, names, inputs, blocks in self._walk():
-            moment = second_moment(inputs, None)
-            for name in names:
-                made[name] = get(grid).dequantize(round_matrix(self._own[name], moment, grid))
-                blocks.put(layer, name, made[name])
-        return made
-
-    def _biases(self, weights: Weights) -> Biases:
-        """What rounding takes from the mean of each layer's output, on calibration text."""
-        made: Biases = {}
-        for layer, names, inputs, blocks in self._walk():
-            for name in names:
-                made[name] = torch.from_numpy(self._own[name] - weights[name]) @ inputs.mean(dim=0)
-                blocks.put(layer, name, weights[name])
-        return made
-
-    def _walk(self) -> Iterator[tuple[int, list[str], torch.Tensor, Blocks]]:
-        blocks = Blocks(self.engine.module, self.checkpoint.spec, self.texts.calibration)
-        for layer in range(self.checkpoint.spec.layers):
-            with blocks.borrowed(layer):
-                for names in blocks.groups(layer):
-                    yield layer, names, blocks.inputs(layer, names[0]), blocks
-                blocks.advance(layer)
-
-    @contextmanager
-    def _changed(self, weights: Weights) -> Iterator[None]:
-        self.engine.replace(weights.items())
-        try:
-            yield
-        finally:
-            self.engine.replace((name, self._own[name]) for name in weights)
 
     @contextmanager
     def _biased(self, biases: Biases) -> Iterator[None]:

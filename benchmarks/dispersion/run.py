@@ -64,7 +64,7 @@ def begun(path: Path, arm: Arm, seed: int, texts: Texts) -> Record:
     if not path.is_file():
         return fresh
     found = msgspec.json.decode(path.read_bytes(), type=Record)
-    same = (msgspec.to_builtins(found.arm), found.text_sha256) == (msgspec.to_builtins(fresh.arm), texts.sha256)
+    same = found.arm == msgspec.json.decode(msgspec.json.encode(fresh.arm)) and found.text_sha256 == texts.sha256
     return found if same else fresh
 
 

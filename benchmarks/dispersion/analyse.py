@@ -1,0 +1,174 @@
+"""Part A's tables and pictures, from the records alone.
+
+python -m benchmarks.dispersion.analyse [--results FOLDER] [--write docs/experiments/dispersion.md]
+[--pictures docs/pictures]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from benchmarks.coherence_table import replace
+from benchmarks.dispersion.arms import ARMS
+from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
+from benchmarks.dispersion.run import OUT, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {
+    "ce": "#333333", "spread-0.5": "#1f77b4", "spread-2": "#d62728", "decorrelation": "#9467bd", "ce-fast": "#ff7f0e",
+    "spread-0.5-long": "#17becf",
+}  # fmt: skip
+_DRAWN = ("nearest-4", "gptq-4", "nearest-3", "gptq-3", "nearest-2", "noise-3", "nearest-corrected-3", "skipped-0.5")
+
+
+def records(folder: Path) -> list[Record]:
+    """All runs that are whole."""
+    found = [msgspec.json.decode(path.read_bytes(), type=Record) for path in sorted(folder.glob("*-seed*.json"))]
+    return [record for record in found if record.whole]
+
+
+def names(found: Sequence[Record]) -> list[str]:
+    """Arms that there are, each also with LAWA."""
+    there = [arm for arm in ARMS if any(record.arm["name"] == arm for record in found)]
+    return [name for arm in there for name in (arm, f"{arm}+lawa")][1:]
+
+
+def effects(found: Sequence[Record]) -> dict[tuple[str, str], Effect]:
+    """Every effect that can be told."""
+    made = ((name, change, effect(found, name, change)) for name in names(found) for change in CHANGES)
+    return {(name, change): each for name, change, each in made if each is not None}
+
+
+def models(found: Sequence[Record]) -> str:
+    """Means over seeds of every arm and length."""
+    lines = [
+        "| arm | units | rate | seeds | CE | KL nearest 4, 3, 2 bits | KL GPTQ 4, 3, 2 bits | cosine of the last layer "
+        "| ρ | kurtosis of weights | of states | weights' RMS | seq-rep-4, at 3 bits by GPTQ |",
+        "|---" * 13 + "|",
+    ]  # fmt: skip
+    for arm in ARMS:
+        mine = [(record.seed, model) for record in found if record.arm["name"] == arm for model in record.models]
+        for length, kind in sorted({(model.length, model.kind) for _, model in mine}):
+            same = [model for _, model in mine if (model.length, model.kind) == (length, kind)]
+
+            def kl(change: str, same: Sequence[object] = tuple(same)) -> str:
+                values = [d.kl for m in same for d in m.damages if d.change == change]  # type: ignore[attr-defined]
+                return f"{np.mean(values):.4f}"
+
+            repeats = [d.seq_rep_4 for m in same for d in m.damages if d.change == "gptq-3" and d.seq_rep_4 is not None]
+            lines.append(
+                f"| `{arm}` | {length:g} | {'LAWA' if kind == 'averaged' else 'to zero'} | {len(same)} "
+                f"| {np.mean([m.ce for m in same]):.3f} | {', '.join(kl(f'nearest-{b}') for b in (4, 3, 2))} "
+                f"| {', '.join(kl(f'gptq-{b}') for b in (4, 3, 2))} | {np.mean([m.mean_cosine[-1] for m in same]):.3f} "
+                f"| {np.mean([m.spearman or 0 for m in same]):.2f} | {np.mean([m.weight_kurtosis for m in same]):.2f} "
+                f"| {np.mean([m.activation_kurtosis[-1] for m in same]):.2f} "
+                f"| {np.mean([m.weight_norm for m in same]):.4f} "
+                f"| {np.mean([m.seq_rep_4 for m in same]):.2f}, {np.mean(repeats):.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def draw(found: Sequence[Record], made: Mapping[tuple[str, str], Effect], folder: Path) -> None:
+    """Two pictures: damage over cross-entropy, and effects with their intervals."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "edgekit"
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(15, 4.6))
+    for panel, change in zip(panels, ("nearest-4", "nearest-3", "gptq-3"), strict=True):
+        _damages(panel, found, change)
+    figure.tight_layout()
+    figure.savefig(folder / "dispersion-damage.svg", metadata={"Date": None})
+    plt.close(figure)
+    shown = [name for name in names(found) if any(arm == name for arm, _ in made)]
+    figure, panel = plt.subplots(figsize=(9, 0.9 + 0.42 * len(_DRAWN) * max(1, len(shown) / 3)))
+    _forest(panel, made, shown)
+    figure.tight_layout()
+    figure.savefig(folder / "dispersion-effects.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _damages(panel: Axes, found: Sequence[Record], change: str) -> None:
+    for arm, colour in _COLOURS.items():
+        for kind, filled in (("decayed", True), ("averaged", False)):
+            mine = points(found, arm, kind, change)
+            if not mine:
+                continue
+            x, y = [p.ce.mean() for p in mine], [p.kl.mean() for p in mine]
+            label = arm if filled else f"{arm}, LAWA"
+            panel.scatter(x, y, s=26, color=colour if filled else "none", edgecolors=colour, label=label)
+            if arm == BASE and filled:
+                line = fitted(mine, np.arange(len(mine[0].ce)))
+                ends = np.array([min(x), max(x)])
+                panel.plot(ends, np.exp([line(float(end)) for end in ends]), color=colour, linewidth=1)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("{x:g}")
+    panel.set_title(change)
+    panel.set_xlabel("cross-entropy in full precision, nats per token")
+    panel.set_ylabel("KL divergence, nats")
+    panel.grid(visible=True, which="both", alpha=0.25)
+    panel.legend(fontsize=7)
+
+
+def _forest(panel: Axes, made: Mapping[tuple[str, str], Effect], shown: Sequence[str]) -> None:
+    height = len(shown) + 1
+    for row, change in enumerate(_DRAWN):
+        for place, name in enumerate(shown):
+            if (one := made.get((name, change))) is None:
+                continue
+            y = row * height + place
+            arm, _, averaged = name.partition("+")
+            bars = [[one.ratio - one.low], [one.high - one.ratio]]
+            panel.errorbar(
+                [one.ratio], [y], xerr=bars, color=_COLOURS[arm], marker="o", capsize=2,
+                markerfacecolor="none" if averaged else _COLOURS[arm], label=name if row == 0 else None,
+            )  # fmt: skip
+    panel.axvline(1.0, color="#333333", linewidth=1)
+    panel.axvline(0.9, color="#333333", linewidth=0.7, linestyle=":")
+    panel.set_yticks([row * height + (len(shown) - 1) / 2 for row in range(len(_DRAWN))], _DRAWN)
+    panel.invert_yaxis()
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("{x:g}")
+    panel.set_xlabel("damage as a share of a plain model's of equal cross-entropy; left of 1 survives better")
+    panel.grid(visible=True, axis="x", which="both", alpha=0.25)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def main() -> None:
+    """Print the tables, and write them and the pictures where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=OUT)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    options = parser.parse_args()
+    found = records(options.results)
+    if not any(record.arm["name"] == BASE for record in found):
+        raise SystemExit(f"{options.results} has no whole run of the arm {BASE}")
+    made = effects(found)
+    few = [change for change in CHANGES if not change.startswith("skipped") and change[-1] in "43"]
+    rest = [change for change in CHANGES if change not in few]
+    text = "\n\n".join(table(made, names(found), part) for part in (few, rest))
+    left = sum({one.arm: one.outside for one in made.values()}.values())
+    text += f"\n\n{len(found)} runs; {left} models lie outside the range of `{BASE}` and are left out."
+    print(text, models(found), sep="\n\n")
+    if options.write:
+        replace(options.write, "effects", text)
+        replace(options.write, "models", models(found))
+    if options.pictures:
+        draw(found, made, options.pictures)
+
+
+if __name__ == "__main__":
+    main()

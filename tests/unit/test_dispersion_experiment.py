@@ -1,0 +1,155 @@
+"""The experiment on dispersion: its text, its training, what it measures, and how effects are told from records."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.dispersion import arms, run, text, twins
+from benchmarks.dispersion.analyse import effects, models, names, records
+from benchmarks.dispersion.arms import ARMS
+from benchmarks.dispersion.effects import BASE, CHANGES, effect
+from benchmarks.dispersion.measure import Damage, Measured
+from benchmarks.dispersion.run import Record
+
+_CONFIG = {**arms.CONFIG, "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiment with tiny models, few tokens and few steps."""
+    for module in (arms, twins):
+        monkeypatch.setattr(module, "CONFIG", _CONFIG)
+        monkeypatch.setattr(module, "UNIT", 10)
+        monkeypatch.setattr(module, "BATCH", 2)
+        monkeypatch.setattr(module, "EVERY", 0.1)
+    monkeypatch.setattr(text, "VOCABULARY", 300)
+    monkeypatch.setattr(text, "JUDGED", 3)
+    monkeypatch.setattr(text, "CALIBRATION", 2)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefgh"), 4)) for _ in range(200)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(" ".join(generator.choice(words, 12)) for _ in range(6000)))
+    return path
+
+
+def test_the_held_out_end_is_in_no_batch(small: None, file: Path, tmp_path: Path) -> None:
+    texts = text.load(file, tmp_path / "work")
+    seen = {tuple(row) for step in range(40) for row in texts.batch(step, 0, 2)}
+    assert not seen & {tuple(ids) for ids in texts.judged}
+    assert len(seen) == 80, "no sequence comes twice before all were seen"
+    assert np.array_equal(texts.batch(3, 1, 2), texts.batch(3, 1, 2))
+    assert not np.array_equal(texts.batch(3, 1, 2), texts.batch(3, 2, 2))
+
+
+def test_a_text_that_is_too_short_is_refused(small: None, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("a few words\n" * 50)
+    with pytest.raises(SystemExit, match="too short"):
+        text.load(path, tmp_path / "work")
+
+
+def _weights(found: list[twins.Twin]) -> list[tuple[float, str, dict[str, torch.Tensor]]]:
+    return [(twin.length, twin.kind, dict(twin.module.named_parameters())) for twin in found]
+
+
+def test_a_killed_run_gives_the_same_models(small: None, file: Path, tmp_path: Path) -> None:
+    texts = text.load(file, tmp_path / "work")
+    arm = dataclasses.replace(ARMS["spread-0.5"], branches=(0.4, 1.0), averaged=(1.0,))
+    whole = _weights(list(twins.Run(arm, 0, texts, tmp_path / "whole").twins()))
+    interrupted = twins.Run(arm, 0, texts, tmp_path / "killed").twins()
+    first = [next(interrupted), next(interrupted)]  # what it had done when it was killed behind the first length
+    rest = _weights(list(twins.Run(arm, 0, texts, tmp_path / "killed").twins()))
+    assert [(length, kind) for length, kind, _ in whole] == [(0.4, "decayed"), (1.0, "decayed"), (1.0, "averaged")]
+    assert len(rest) == 2
+    for (_, _, ours), (_, _, theirs) in zip(whole, [*_weights(first[:1]), *rest], strict=True):
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
+
+
+def test_a_run_measures_every_outcome_once(small: None, file: Path, tmp_path: Path) -> None:
+    texts = text.load(file, tmp_path / "work")
+    arm = dataclasses.replace(ARMS["ce"], branches=(0.4,), averaged=(0.4,))
+    run.run(arm, 0, texts, tmp_path / "work", tmp_path / "out")
+    path = run.path_of(tmp_path / "out", "ce", 0)
+    record = msgspec.json.decode(path.read_bytes(), type=Record)
+    assert record.whole
+    assert [model.kind for model in record.models] == ["decayed", "averaged"]
+    for model in record.models:
+        assert {damage.change for damage in model.damages} == set(CHANGES)
+        assert np.mean(model.ce_sequences) == pytest.approx(model.ce, rel=1e-4)
+        kl = {damage.change: damage.kl for damage in model.damages}
+        assert 0 < kl["nearest-4"] < kl["nearest-3"] < kl["nearest-2"]
+        assert kl["skipped-0.3"] < kl["skipped-0.7"]
+    before = path.stat().st_mtime_ns
+    run.run(arm, 0, texts, tmp_path / "work", tmp_path / "out")
+    assert path.stat().st_mtime_ns == before
+
+
+_SEQUENCES = 24
+
+
+def _record(arm: str, seed: int, losses: list[float], factor: float) -> Record:
+    """Plain damages rise with quality; those of `arm` are `factor` times as large."""
+    generator = np.random.default_rng((seed, len(arm)))
+    made = []
+    for place, loss in enumerate(losses):
+        ce = loss + 0.1 * generator.standard_normal(_SEQUENCES)
+        ce += loss - ce.mean()
+        kl = factor * np.exp(-2 * loss) * np.exp(0.01 * generator.standard_normal(_SEQUENCES))
+        damages = tuple(
+            Damage(change=change, size=0.1, ce=0.0, kl=float(kl.mean()), kl_sequences=tuple(kl.tolist()), seq_rep_4=0.1)
+            for change in CHANGES
+        )
+        made.append(
+            Measured(
+                length=float(place), kind="decayed", steps=1, ce=loss, ce_sequences=tuple(ce.tolist()), mean_cosine=(0.1, 0.2),
+                spearman=1.0, activation_kurtosis=(0.0, 0.0), weight_kurtosis=0.0, weight_norm=0.1, seq_rep_4=0.1,
+                damages=damages,
+            )
+        )  # fmt: skip
+    return Record(arm={"name": arm}, seed=seed, text_sha256="", versions={}, machine="", whole=True, models=tuple(made))
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
+def test_an_effect_is_told_from_quality(factor: float) -> None:
+    found = [_record(BASE, seed, [5.4, 5.0, 4.6], 1.0) for seed in range(3)]
+    found += [_record("spread-2", seed, [5.2, 4.8, 4.4], factor) for seed in range(3)]
+    one = effect(found, "spread-2", "gptq-3")
+    assert one is not None
+    assert one.ratio == pytest.approx(factor, rel=0.02)
+    assert one.low <= one.ratio <= one.high
+    assert one.low > 0.9 * factor
+    assert one.high < 1.1 * factor
+    assert (one.models, one.outside) == (6, 3), "4.4 is better than any plain model"
+    assert len(one.seeds) == 3
+
+
+def test_nothing_is_told_of_models_of_no_common_quality() -> None:
+    found = [_record(BASE, 0, [5.4, 5.0], 1.0), _record("spread-2", 0, [4.2, 4.0], 1.0)]
+    assert effect(found, "spread-2", "gptq-3") is None
+    assert effect(found, "spread-2+lawa", "gptq-3") is None
+
+
+def test_records_make_tables(tmp_path: Path) -> None:
+    for seed in range(2):
+        run.keep(_record(BASE, seed, [5.4, 5.0], 1.0), run.path_of(tmp_path, BASE, seed))
+        run.keep(_record("spread-2", seed, [5.2, 5.1], 0.5), run.path_of(tmp_path, "spread-2", seed))
+    run.keep(
+        msgspec.structs.replace(_record("spread-0.5", 0, [5.1], 1.0), whole=False),
+        run.path_of(tmp_path, "spread-0.5", 0),
+    )
+    found = records(tmp_path)
+    assert len(found) == 4, "a run that is not whole is left out"
+    assert names(found) == ["ce+lawa", "spread-2", "spread-2+lawa"]
+    assert effects(found)["spread-2", "nearest-4"].ratio == pytest.approx(0.5, rel=0.05)
+    assert "| `spread-2` | 1 | to zero | 2 | 5.100 |" in models(found)
