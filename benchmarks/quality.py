@@ -1,16 +1,17 @@
 """At equal bytes, who stays closest to the original: ours and the field's recipes, same model, same tokens, one run.
 
     python -m benchmarks.quality --text FILE [MODEL | --dithered] [--calibration-text FILE] [--efforts good,best]
-        [--sizes gguf:105.5,gguf:92.5,gguf:80,onnx:114,onnx:90] [--chunks 24] [--json FILE] [--write PAGE]
+        [--sizes gguf:105.5,gguf:92.5,gguf:80,onnx:114,onnx:90] [--bits 4] [--chunks 24] [--json FILE] [--write PAGE]
         [--picture FILE.svg] [--summary PAGE] [--auto-round ITERATIONS]
 
 Judged is the artefact on disk in its own engine (int8 activations included) against the model's own full-precision
 logits: mean KL divergence in nats over --chunks × 256 tokens of --text, with a 95 % interval from resampling the
-chunks. Sizes are MB (10⁶ bytes) of the whole file; ours are built with --size. Neither side has seen the text. The
-importance matrix that llama-quantize gets is measured on as many tokens of the calibration text as `best` rounds on,
-and auto-round (`pip install auto-round`) has the same. "made in" is the wall time of the command: for ours with all
-checks, less what the cache already held. With --json each row is kept as soon as it is measured, and what the file
-already holds of the same model and texts is not made again.
+chunks. Sizes are MB (10⁶ bytes) of the whole file; ours are built with --size, with --bits instead one build of each
+container that --sizes names, without a sensitivity map (which takes long with a large vocabulary). Neither side has
+seen the text. The importance matrix that llama-quantize gets is measured on as many tokens of the calibration text as
+`best` rounds on, and auto-round (`pip install auto-round`) has the same. "made in" is the wall time of the command: for
+ours with all checks, less what the cache already held. With --json each row is kept as soon as it is measured, and what
+the file already holds of the same model and texts is not made again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
+from dataclasses import replace as replaced
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -75,21 +77,27 @@ def originals(checkpoint: Checkpoint, chunks: Sequence[Ids], folder: Path) -> Or
 
 
 def ours(checkpoint: Checkpoint, options: argparse.Namespace, bars: Bars) -> Iterator[Peer]:
-    """Builds under each size, with each effort."""
+    """Builds under each size, or of so many bits, with each effort."""
+    wanted: list[tuple[Container, str, Options]] = [
+        (kind, f"--size {megabytes}MB", Options(budget=Budget("size", float(megabytes) * 1e6)))
+        for kind, megabytes in options.sizes
+    ]
+    if options.bits:
+        kinds = dict.fromkeys(kind for kind, _ in options.sizes)
+        wanted = [(kind, f"--bits {options.bits}", Options(bits=options.bits)) for kind in kinds]
     for effort in options.efforts:
-        for kind, megabytes in options.sizes:
+        for kind, words, asked in wanted:
+            made = replaced(
+                asked, formats=(kind,), asked=True, effort=effort, calibration_text=options.calibration_text
+            )
 
-            def make(out: Path, effort: Effort = effort, kind: Container = kind, megabytes: str = megabytes) -> Path:
+            def make(out: Path, made: Options = made, kind: Container = kind) -> Path:
                 built = api.build(
-                    checkpoint.root, target=options.target, output=out / "bundle", progress=bars,
-                    options=Options(
-                        formats=(kind,), asked=True, effort=effort,
-                        budget=Budget("size", float(megabytes) * 1e6), calibration_text=options.calibration_text,
-                    ),
-                )  # fmt: skip
+                    checkpoint.root, target=options.target, output=out / "bundle", progress=bars, options=made
+                )
                 return built.bundle / kind / f"model.{kind}"
 
-            yield Peer(f"edgekit {effort} --size {megabytes}MB", kind, make)
+            yield Peer(f"edgekit {effort} {words}", kind, make)
 
 
 def sizes(given: str) -> list[tuple[Container, str]]:
@@ -201,6 +209,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--efforts", type=efforts, default=["good"])
     parser.add_argument("--target", default="rpi4")
     parser.add_argument("--sizes", type=sizes, default=sizes(SIZES))
+    parser.add_argument("--bits", type=int)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path)
