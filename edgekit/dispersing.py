@@ -23,9 +23,11 @@ from edgekit.files import output_errors, refuse_existing, whole_folder
 from edgekit.original import versions
 from edgekit.progress import Progress, Quiet
 from edgekit.stages import code_digest
+from edgekit.training import record
 from edgekit.training.corpus import Corpus, prepare
-from edgekit.training.recipe import Recipe
+from edgekit.training.recipe import Recipe, changed, load
 from edgekit.training.record import Model, Run, Text
+from edgekit.training.scratch import Scratch, open_scratch, refuse_parented
 from edgekit.training.state import Kept
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ HELD_OUT = 16
 class Wish:
     """What is to be trained, and how."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | Scratch
     recipe: Recipe
     sources: Sequence[str]
     """Of the text, see :func:`edgekit.training.corpus.prepare`."""
@@ -47,6 +49,42 @@ class Wish:
     """Of the recipe, for the card."""
     grids: Mapping[str, str] | None = None
     """Tensor name → number format; None: the recipe's, for every linear layer of every block."""
+
+
+def from_scratch(
+    config: Path,
+    output: Path,
+    *,
+    text: Sequence[str],
+    tokenizer: Path | None = None,
+    recipe: str | Path | Recipe = "scratch",
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    force: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a model that does not exist yet, as `edgekit disperse --from-scratch` does.
+
+    Args:
+        config: see :func:`edgekit.training.scratch.open_scratch`.
+        output: folder of the trained model.
+        text: what it is trained on, see :func:`edgekit.training.corpus.prepare`.
+        tokenizer: see :func:`edgekit.training.scratch.open_scratch`.
+        recipe: of edgekit by name, of a file, or one that is made in a program; its seed draws the weights.
+        changes: values that differ from the recipe's, see :func:`edgekit.training.recipe.changed`.
+        force: replace an existing output.
+        restart: begin anew instead of going on with an interrupted training.
+        progress: shows how far it is.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md; nothing is left at `output` then.
+    """
+    refuse_existing(output, force)
+    chosen = changed(recipe if isinstance(recipe, Recipe) else load(recipe), changes or {})
+    refuse_parented(chosen)
+    named = "" if isinstance(recipe, Recipe) else Path(recipe).stem
+    wish = Wish(open_scratch(config, tokenizer), chosen, tuple(text), named)
+    return disperse(wish, output, progress or Quiet(), force=force, restart=restart)
 
 
 def disperse(wish: Wish, out: Path, progress: Progress, *, force: bool = False, restart: bool = False) -> Run:
@@ -57,8 +95,7 @@ def disperse(wish: Wish, out: Path, progress: Progress, *, force: bool = False, 
     """
     out = Path(os.path.normpath(Path.cwd() / out))  # "." has no name
     refuse_existing(out, force)
-    if out.exists() and out.samefile(wish.checkpoint.root):
-        raise OptionError(f"{out} is the model itself", expected="another folder for what is trained from it")
+    _refuse_itself(wish, out)
     refuse_missing()
     _refuse_loss(wish)
     from edgekit.training import output
@@ -74,8 +111,16 @@ def disperse(wish: Wish, out: Path, progress: Progress, *, force: bool = False, 
             run, made = _train(wish, kept, progress)
         with whole_folder(out, force=force) as folder, progress.step("write the trained model"):
             output.write(folder, out.name, wish.checkpoint, made.weights, made.matrices, run)
+            kept.hand_over(folder)
         kept.remove()
     return run
+
+
+def _refuse_itself(wish: Wish, out: Path) -> None:
+    model = wish.checkpoint
+    read = {model.root, *((model.path.parent,) if isinstance(model, Scratch) else ())}
+    if out.exists() and any(out.samefile(folder) for folder in read):
+        raise OptionError(f"{out} is the model itself", expected="another folder for what is trained from it")
 
 
 @contextmanager
@@ -101,8 +146,11 @@ def _refuse_loss(wish: Wish) -> None:
     """What the loss is made of is refused before hours of training, not after.
 
     Raises:
-        OptionError: no such dispersion loss, layers or temperature.
+        OptionError: no such dispersion loss, layers or temperature; or random weights have a parent.
     """
+    if isinstance(wish.checkpoint, Scratch):
+        refuse_parented(wish.recipe)
+        wish.checkpoint.check()
     from edgekit.dispersion.layers import chosen
     from edgekit.training.objective import dispersion
 
@@ -123,20 +171,22 @@ def _train(wish: Wish, kept: Kept, progress: Progress) -> tuple[Run, Result]:
     from edgekit.training.processes import count, one_after_the_other
     from edgekit.training.starting import refuse_others
 
-    refuse_others(wish.checkpoint, grids)
-    tokenizer = load_tokenizer(wish.checkpoint.root)
+    model = wish.checkpoint
+    refuse_others(model.spec, grids)
+    tokenizer = load_tokenizer(model.root)
     with one_after_the_other():
         corpus = prepare(
             wish.sources, tokenizer, recipe.length, kept.folder / "text", progress, held_out=HELD_OUT,
-            vocab_size=wish.checkpoint.spec.vocab_size,
+            vocab_size=model.spec.vocab_size,
         )  # fmt: skip
         if kept.claim(_settings(wish, recipe, grids, corpus, count())):
             progress.note(f"going on with the training in {kept.folder}")
+        begun = model if isinstance(model, Checkpoint) else model.made(kept.folder / "initial", recipe.seed)
     from edgekit.training.whole import Whole
 
-    made = Whole(wish.checkpoint, recipe, grids, corpus, kept, progress).run()
+    made = Whole(begun, recipe, grids, corpus, kept, progress, parented=begun is model).run()
     run = Run(
-        parent=Model(name=wish.checkpoint.name, sha256=wish.checkpoint.sha256), recipe=recipe, name=wish.name,
+        **_beginning(model, begun, recipe.seed), recipe=recipe, name=wish.name,
         text=Text(
             sources=corpus.sources, sha256=corpus.sha256, tokens=len(corpus.tokens),
             held_out=corpus.held_out * corpus.length,
@@ -146,6 +196,18 @@ def _train(wish: Wish, kept: Kept, progress: Progress) -> tuple[Run, Result]:
         devices=made.outcome.devices, averaged=made.outcome.averaged,
     )  # fmt: skip
     return run, made
+
+
+def _beginning(model: Checkpoint | Scratch, begun: Checkpoint, seed: int) -> dict[str, Any]:
+    """What the run card says of the weights that training began with."""
+    if begun is model:
+        return {"parent": Model(name=begun.name, sha256=begun.sha256)}
+    spec = begun.spec
+    return {
+        "scratch": record.Scratch(
+            name=begun.name, architecture=spec.architecture, parameters=spec.parameters, seed=seed, sha256=begun.sha256
+        )
+    }
 
 
 def _fitted(wish: Wish, progress: Progress) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,18 @@ _LIMITS = ("steps", "tokens", "minutes")
 @click.argument("model", required=False)
 @source_options
 @click.option(
+    "--from-scratch",
+    type=click.Path(path_type=Path),
+    metavar="CONFIG",
+    help="Instead of MODEL: a config.json to make a model with random weights of.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --from-scratch: the folder of a tokenizer.json, or that file.  [default: CONFIG's folder]",
+)
+@click.option(
     "--text",
     multiple=True,
     required=True,
@@ -37,7 +50,9 @@ _LIMITS = ("steps", "tokens", "minutes")
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The trained model."
 )
 @click.option(
-    "--recipe", default="int4", show_default=True, metavar="NAME", help="A recipe of edgekit, or a .toml file."
+    "--recipe",
+    metavar="NAME",
+    help="A recipe of edgekit, or a .toml file.  [default: int4; scratch with --from-scratch]",
 )
 @click.option(
     "--grid",
@@ -60,27 +75,65 @@ _LIMITS = ("steps", "tokens", "minutes")
 @click.option("--learning-rate", type=float, help="AdamW's, of what is on no grid.")
 @click.option("--schedule", type=click.Choice(["cosine", "wsd"]), help="Of the rates.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Less memory, more time.")
-@click.option("--seed", type=int, help="Of the order of the text and of everything drawn.")
+@click.option("--seed", type=int, help="Of the order of the text and of everything drawn, random weights included.")
+@click.option("--keep-every", type=int, metavar="STEPS", help="Write the weights so often, to FOLDER/checkpoints.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted training.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def command(
-    model: str | None, source: SourceOptions, text: tuple[str, ...], output: Path, recipe: str, restart: bool,
-    force: bool, **settings: Any,
+    model: str | None, source: SourceOptions, from_scratch: Path | None, tokenizer: Path | None,
+    text: tuple[str, ...], output: Path, recipe: str | None, restart: bool, force: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Train MODEL so that it survives few bits, and write an ordinary Hugging Face folder that `edgekit build` takes.
 
     A recipe says what is done; options change it. On a grid, codes and scales are written beside the weights and
-    exported bit for bit. A killed training goes on when the same command is given again. On several devices:
-    `accelerate launch -m edgekit disperse …`.
+    exported bit for bit. With --from-scratch there is no MODEL: random weights are trained on the text alone. A killed
+    training goes on when the same command is given again. On several devices: `accelerate launch -m edgekit disperse`.
     """
-    from edgekit.api import disperse
+    from edgekit import api
     from edgekit.progress import Bars
 
-    run = disperse(
-        model, output, text=text, recipe=recipe, changes=_changes(settings), source=source, force=force,
-        restart=restart, progress=Bars(),
-    )  # fmt: skip
+    changes, shown = _changes(settings), Bars()
+    _refuse_both(model, source, from_scratch, tokenizer)
+    if from_scratch is not None:
+        run = _beginner()(
+            from_scratch, output, text=text, tokenizer=tokenizer, recipe=recipe or "scratch", changes=changes,
+            force=force, restart=restart, progress=shown,
+        )  # fmt: skip
+    else:
+        run = api.disperse(
+            model, output, text=text, recipe=recipe or "int4", changes=changes, source=source, force=force,
+            restart=restart, progress=shown,
+        )  # fmt: skip
     _show(run, output)
+
+
+def _beginner() -> Callable[..., Run]:
+    from edgekit.errors import MissingDependencyError
+
+    try:
+        from edgekit.dispersing import from_scratch
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
+        ) from error
+    return from_scratch
+
+
+def _refuse_both(model: str | None, source: SourceOptions, config: Path | None, tokenizer: Path | None) -> None:
+    from edgekit.errors import OptionError
+
+    if config is None:
+        if tokenizer is not None:
+            raise OptionError(
+                "--tokenizer is given without --from-scratch", expected="a MODEL's own tokenizer, which it always has"
+            )
+        return
+    given = {"MODEL": model, "--lora": source.lora, "--revision": source.revision}
+    if both := [name for name, value in given.items() if value is not None]:
+        raise OptionError(
+            f"{both[0]} ({given[both[0]]}) and --from-scratch ({config}) are both given",
+            expected="a model to go on with, or a configuration to begin from",
+        )
 
 
 def _changes(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -105,6 +158,8 @@ def _show(run: Run, output: Path) -> None:
     first, last = run.held_out[0], run.held_out[-1]
     click.echo(f"trained model: {one_line(str(output))} ({run.seconds / 60:.1f} minutes)")
     grids = ", ".join(f"{count} matrices on {name}" for name, count in run.grids.items()) or "full precision"
-    click.echo(f"{grids}; held-out text, {run.text.held_out} tokens of the same source:")
-    click.echo(f"  KL divergence from {one_line(run.parent.name)}: {first.kl:.4f} → {last.kl:.4f} nats")
+    begun = f"{run.beginning}; " if run.beginning else ""
+    click.echo(f"{begun}{grids}; held-out text, {run.text.held_out} tokens of the same source:")
+    if run.parent is not None:
+        click.echo(f"  KL divergence from {one_line(run.parent.name)}: {first.kl:.4f} → {last.kl:.4f} nats")
     click.echo(f"  cross-entropy: {first.cross_entropy:.4f} → {last.cross_entropy:.4f} nats")

@@ -22,15 +22,12 @@ def model_card(run: Run, title: str) -> str:
         run: the training; every number is its.
         title: of the model.
     """
-    grids = ", ".join(f"{count} matrices on {plain(name)}" for name, count in sorted(run.grids.items()))
     return "\n".join(
         [
             *_front(run),
             f"# {plain(title)}",
             "",
-            f"{plain(run.parent.name)} (SHA-256 of its weights {run.parent.sha256}), trained by edgekit "
-            + (f"so that it survives few bits: {grids}." if grids else "in full precision."),
-            "The licence is the parent's.",
+            *_origin(run),
             "",
             "## What was done",
             "",
@@ -51,6 +48,23 @@ def model_card(run: Run, title: str) -> str:
     )
 
 
+def _origin(run: Run) -> list[str]:
+    """What was trained, and whose the licence is."""
+    grids = ", ".join(f"{count} matrices on {plain(name)}" for name, count in sorted(run.grids.items()))
+    how = f"so that it survives few bits: {grids}." if grids else "in full precision."
+    if run.parent is not None:
+        parent = f"{plain(run.parent.name)} (SHA-256 of its weights {run.parent.sha256})"
+        return [f"{parent}, trained by edgekit {how}", "The licence is the parent's."]
+    if (first := run.scratch) is None:
+        return [f"Trained by edgekit {how}"]
+    return [
+        f"{plain(first.architecture)}, {first.parameters:,} parameters, configuration {plain(first.name)}: trained by "
+        f"edgekit from scratch, random initialisation seed {first.seed} (SHA-256 of the first weights {first.sha256}), "
+        f"{how}",
+        "There is no parent: the licence is for whoever trained it to say.",
+    ]
+
+
 def plain(text: str) -> str:
     """A stranger's text as plain words of one line of Markdown: no markup, no links, no turned direction."""
     line = " ".join("".join(c for c in clean(text) if unicodedata.category(c) != "Cf").split())[:200]
@@ -58,8 +72,9 @@ def plain(text: str) -> str:
 
 
 def _front(run: Run) -> list[str]:
-    known = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", run.parent.name, flags=re.IGNORECASE | re.ASCII)
-    base = [f"base_model: {json.dumps(run.parent.name)}"] if known else []
+    parent = run.parent.name if run.parent else ""
+    known = re.fullmatch(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", parent, flags=re.IGNORECASE | re.ASCII)
+    base = [f"base_model: {json.dumps(parent)}"] if known else []
     return [
         "---",
         "library_name: transformers",
@@ -115,14 +130,16 @@ def _measured(run: Run) -> list[str]:
     if not run.held_out:
         return ["Nothing was measured."]
     first, last = run.held_out[0], run.held_out[-1]
-    before = "rounded to nearest" if run.grids else "before"
+    before = "rounded to nearest" if run.grids else "random weights" if run.scratch else "before"
+    rows = [f"| cross-entropy | {first.cross_entropy:.4f} | {last.cross_entropy:.4f} |"]
+    if first.divergence is not None and last.divergence is not None:
+        rows.insert(0, f"| KL divergence from the parent | {first.divergence:.4f} | {last.divergence:.4f} |")
     return [
         f"On {run.text.held_out:,} held-out tokens of the same source as the training text, nats per token:",
         "",
         f"| | {before} | trained |",
         "|---|---|---|",
-        f"| KL divergence from the parent | {first.kl:.4f} | {last.kl:.4f} |",
-        f"| cross-entropy | {first.cross_entropy:.4f} | {last.cross_entropy:.4f} |",
+        *rows,
     ]
 
 

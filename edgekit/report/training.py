@@ -69,9 +69,10 @@ def _panels(run: Run) -> list[Panel]:
     held = sorted(run.held_out, key=lambda each: each.step)
     panels = []
     if held:
-        kl = [(each.step, each.kl) for each in held]
+        kl = [(each.step, each.divergence) for each in held if each.divergence is not None]
         entropy = [(each.step, each.cross_entropy) for each in held]
-        panels.append(curves.curve("KL(parent ‖ model), held out", _NATS, kl, steps, ends=True))
+        if kl:
+            panels.append(curves.curve("KL(parent ‖ model), held out", _NATS, kl, steps, ends=True))
         panels.append(curves.curve("Cross-entropy, held out", _NATS, entropy, steps, ends=True))
     if run.blocks:
         rows = [(block.layer, block.before, block.after) for block in run.blocks]
@@ -105,8 +106,10 @@ def _changes(run: Run) -> Rows:
     rows: list[tuple[str, ...]] = []
     if run.held_out:
         first, last = run.held_out[0], run.held_out[-1]
-        rows = [
-            ("KL(parent ‖ model), held out, nats per token", number(first.kl), number(last.kl)),
+        if first.divergence is not None and last.divergence is not None:
+            before, after = number(first.divergence), number(last.divergence)
+            rows.append(("KL(parent ‖ model), held out, nats per token", before, after))
+        rows += [
             ("Cross-entropy, held out, nats per token", number(first.cross_entropy), number(last.cross_entropy)),
             ("Perplexity, held out", _perplexity(first), _perplexity(last)),
         ]
@@ -153,7 +156,11 @@ def duration(seconds: float) -> str:
 
 def _held_rows(held: Sequence[HeldOut]) -> Rows:
     kept = curves.spread(sorted(held, key=lambda each: each.step))
-    return tuple((f"{each.step:,}", number(each.kl), number(each.cross_entropy)) for each in kept)
+    return tuple((f"{each.step:,}", _divergence(each), number(each.cross_entropy)) for each in kept)
+
+
+def _divergence(held: HeldOut) -> str:
+    return "–" if held.divergence is None else number(held.divergence)
 
 
 def _block_rows(run: Run) -> Rows:
@@ -171,10 +178,12 @@ def _left_out(run: Run) -> list[str]:
         "biases) learned.": bool(run.points and recipe.end_to_end and recipe.end_to_end.train == "steps"),
         "Weights were not averaged: the result is those of the last step.": bool(run.points) and run.averaged <= 1,
         "Nothing was measured on held-out text.": not run.held_out,
+        "There is no parent, so no KL divergence from one.": run.scratch is not None,
         f"The pictures draw at most {DRAWN} of a curve's points: the first, the last, and the lowest and highest of "
         f"each stretch of the {points:,} steps.": points > DRAWN,
     }
-    silent = [PARTS[part] for part in PARTS if run.points and part not in parts(run)]
+    possible = [part for part in PARTS if part != "distillation" or run.scratch is None]
+    silent = [PARTS[part] for part in possible if run.points and part not in parts(run)]
     return [
         *(said for said, holds in found.items() if holds),
         *(f"{title} was not computed in training." for title in silent),

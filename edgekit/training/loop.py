@@ -56,7 +56,7 @@ class Job:
 
     student: Student
     parent: Any | None
-    """The full-precision model, for distillation and judging."""
+    """The full-precision model, for distillation and judging; None: there is none."""
     objective: Objective
     text: Corpus
     held: Sequence[Ids]
@@ -67,6 +67,8 @@ class Job:
     progress: Progress
     first: int = 0
     """Index of the first sequence that is read: those before it, blocks have been trained on."""
+    snapshot: Callable[[int], None] = lambda _step: None
+    """Writes the weights as they are after so many steps, see `keep_every`."""
 
 
 def train(job: Job) -> Outcome:
@@ -135,6 +137,7 @@ class _Run:
                 going.seconds += time.monotonic() - begin
                 going.points[-1] = _timed(going)
                 advance(going.step, going.steps or going.step)
+                self._snapshot(going.step)
                 if time.monotonic() - told > _TELL_SECONDS and self.accelerator.is_main_process:
                     job.progress.note(_words(going))
                     told = time.monotonic()
@@ -147,6 +150,12 @@ class _Run:
         """What is no number never takes the place of what was kept before."""
         refuse_infinite(self._job.student.learning(), going.step)
         self._job.kept.keep(self.accelerator, average, going)
+
+    def _snapshot(self, step: int) -> None:
+        every = self._job.end.keep_every
+        if every and step % every == 0 and self.accelerator.is_main_process:
+            refuse_infinite(self._job.student.learning(), step)
+            self._job.snapshot(step)
 
     def _any(self, here: bool) -> bool:
         """Whether it holds in any process: all of them must do the same."""

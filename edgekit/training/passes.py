@@ -111,7 +111,7 @@ def fitting(batch: int, run: Callable[[int], Any]) -> Any:
 
 @torch.no_grad()
 def judged(model: Any, parent: Any | None, held: Sequence[Ids], step: int) -> HeldOut:
-    """The model on held-out sequences, in evaluation mode and float32; KL is 0 without a parent."""
+    """The model on held-out sequences, in evaluation mode and float32; no KL without a parent."""
     own, wrong, tokens = 0.0, 0.0, 0
     training = model.training
     model.eval()
@@ -126,4 +126,4 @@ def judged(model: Any, parent: Any | None, held: Sequence[Ids], step: int) -> He
             )
         tokens += len(sequence) - 1
     model.train(training)
-    return HeldOut(step=step, kl=wrong / tokens, cross_entropy=own / tokens)
+    return HeldOut(step=step, divergence=None if parent is None else wrong / tokens, cross_entropy=own / tokens)

@@ -80,6 +80,8 @@ class EndToEnd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     average_decay: float = 0.9
     """Of "ema", each time."""
     gradient_checkpointing: bool = False
+    keep_every: int = 0
+    """Steps between weights that are written to OUT/checkpoints/step-NNNNNN, as they are, not averaged; 0: none."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,6 +209,6 @@ _RANGES = {
     "accumulate": (1, 1 << 16), "warmup": (0, 1), "decay": (0, 1), "average_every": (1, 1 << 20),
     "average_last": (1, 64), "average_decay": (0, 1), "temperature": (1e-6, math.inf), "seed": (0, 2**31 - 1),
     **dict.fromkeys(("learning_rate", "code_rate", "step_rate", "rate", "weight_decay"), (0, 1e30)),
-    "steps": (0, 1 << 40), "tokens": (0, 1 << 50), "minutes": (0, 1e6),
+    **dict.fromkeys(("steps", "keep_every"), (0, 1 << 40)), "tokens": (0, 1 << 50), "minutes": (0, 1e6),
 }  # fmt: skip
 """Of numbers that may not be anything from 0 on."""

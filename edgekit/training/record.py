@@ -18,6 +18,19 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of its weights, see :attr:`edgekit.checkpoint.checkpoint.Checkpoint.sha256`."""
 
 
+class Scratch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that began with random weights."""
+
+    name: str
+    """Of its configuration."""
+    architecture: str
+    parameters: int
+    seed: int
+    """Of its first weights."""
+    sha256: str
+    """Of its first weights, as :attr:`Model.sha256`."""
+
+
 class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was trained on."""
 
@@ -59,15 +72,28 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """On held-out text, nats per token."""
 
     step: int
-    kl: float
-    """KL(parent ‖ model)."""
+    divergence: float | None = msgspec.field(name="kl", default=None)
+    """KL(parent ‖ model); None: there is no parent."""
     cross_entropy: float
+
+    @property
+    def kl(self) -> float:
+        """KL(parent ‖ model).
+
+        Raises:
+            ValueError: there is no parent.
+        """
+        if self.divergence is None:
+            raise ValueError("a model that is trained from scratch has no parent to differ from")
+        return self.divergence
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole training."""
 
-    parent: Model
+    parent: Model | None = None
+    """None: trained from scratch."""
+    scratch: Scratch | None = None
     recipe: Recipe
     name: str
     """Of the recipe; "" where it has none."""
@@ -85,3 +111,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     devices: int
     averaged: int
     """Weights that the result is the mean of; 1 without averaging."""
+
+    @property
+    def subject(self) -> str:
+        """Name of the model that was trained on, or of the configuration."""
+        known = self.parent or self.scratch
+        return known.name if known else ""
+
+    @property
+    def beginning(self) -> str:
+        """Of a training from scratch, in words; "" of any other."""
+        return f"trained from scratch, random initialisation seed {self.scratch.seed}" if self.scratch else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored
+from edgekit.checkpoint.spec import Spec
 from edgekit.dispersion.blockwise import Settings, train_block
 from edgekit.engines.base import Ids
 from edgekit.engines.torch import TorchEngine
@@ -53,7 +54,7 @@ class Begin:
             BadWeightsError: a block's error becomes NaN or infinite.
             UnknownArchitectureError: the model is no list of blocks.
         """
-        refuse_others(self.checkpoint, self.grids)
+        refuse_others(self.checkpoint.spec, self.grids)
         layers = [layer for layer in range(self.checkpoint.spec.layers) if self._names(layer)]
         if self.blockwise is None:
             layers_done: list[Block] = []
@@ -148,13 +149,13 @@ class Begin:
             return {name: load(name, place) for name, place in places.items()}
 
 
-def refuse_others(checkpoint: Checkpoint, grids: Mapping[str, str]) -> None:
+def refuse_others(spec: Spec, grids: Mapping[str, str]) -> None:
     """Refuse formats that cannot be trained on, or that a matrix does not fit.
 
     Raises:
         GridError: names the format and the matrix.
     """
-    for tensor in checkpoint.spec.tensors:
+    for tensor in spec.tensors:
         if (name := grids.get(tensor.hf)) is None:
             continue
         if not is_scalar(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from edgekit.training.averages import Average
 from edgekit.training.record import HeldOut, Point
 
 _MARK = ".edgekit-training"
+CHECKPOINTS = "checkpoints"
+"""Weights along the way, in the kept folder and then in the output."""
 _SETTINGS, _GOING, _LATEST, _OLD, _PART = "settings.json", "going.json", "latest", "old", "part"
 
 
@@ -96,6 +99,25 @@ class Kept:
             )  # fmt: skip
         return True
 
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """An empty folder for the weights after so many steps; it takes its name when the block ends well."""
+        folder = self.folder / CHECKPOINTS / f"step-{step:06d}"
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted behind it: the same weights
+        part.rename(folder)
+
+    def hand_over(self, folder: Path) -> None:
+        """Put all of :meth:`checkpoint` into `folder`, without a second copy where the file system can."""
+        if (self.folder / CHECKPOINTS).is_dir():
+            shutil.copytree(
+                self.folder / CHECKPOINTS, folder / CHECKPOINTS, copy_function=_linked,
+                ignore=shutil.ignore_patterns("*.part"),
+            )  # fmt: skip
+
     def snapshots(self) -> Path:
         """A folder for averages."""
         found = self.folder / "average"
@@ -157,6 +179,13 @@ class Kept:
     def remove(self) -> None:
         """The training is whole."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _linked(source: str, place: str) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(source, place)
 
 
 @contextmanager

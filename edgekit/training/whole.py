@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -16,6 +18,7 @@ from edgekit.grids.base import Quantized
 from edgekit.progress import Progress
 from edgekit.training.corpus import Corpus
 from edgekit.training.loop import Job, Outcome, train
+from edgekit.training.output import write_weights
 from edgekit.training.passes import judged
 from edgekit.training.processes import one_after_the_other
 from edgekit.training.recipe import Recipe
@@ -52,6 +55,8 @@ class Whole:
     corpus: Corpus
     kept: Kept
     progress: Progress
+    parented: bool = True
+    """Whether the checkpoint is the parent of what is trained; random weights are nobody's."""
     _engines: dict[str, TorchEngine] = field(default_factory=dict)
 
     def run(self) -> Result:
@@ -69,7 +74,7 @@ class Whole:
         if blocks or (self.recipe.end_to_end and self.recipe.end_to_end.train == "steps"):
             engine.replace((t.hf, as_stored(t, _values(matrices[t.hf]))) for t in self._tensors if t.hf in matrices)
         if self.recipe.end_to_end is None:
-            after = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
+            after = judged(engine.module, self._parent(), self.corpus.held(), 0)
             weights = {tensor.hf: engine.module.get_parameter(tensor.hf).detach().numpy() for tensor in self._tensors}
             return Result(Outcome((), (), 1, 1, 0.0), blocks, (*plain, after), weights, matrices)
         return self._trained(engine, matrices, blocks, plain)
@@ -83,13 +88,20 @@ class Whole:
             raise ValueError("the whole model is not trained")
         student = Student(engine.module, self.checkpoint.spec, matrices, end)
         job = Job(
-            student, self._engine("parent").module, self.recipe.objective, self.corpus, self.corpus.held(), end,
-            self.recipe.seed, self.kept, self.progress, self._read,
+            student, self._parent(), self.recipe.objective, self.corpus, self.corpus.held(), end, self.recipe.seed,
+            self.kept, self.progress, self._read, partial(self._snapshot, student),
         )  # fmt: skip
         outcome = train(job)
         engine.module.cpu()
         held_out = (*plain, *outcome.held_out)
         return Result(outcome, blocks, held_out, student.weights(), student.matrices())
+
+    def _snapshot(self, student: Student, step: int) -> None:
+        with self.progress.step(f"write the weights after {step} steps"), self.kept.checkpoint(step) as folder:
+            write_weights(folder, self.checkpoint, student.weights(), student.matrices())
+
+    def _parent(self) -> Any | None:
+        return self._engine("parent").module if self.parented else None
 
     @property
     def _read(self) -> int:
@@ -128,7 +140,7 @@ class Whole:
                 return msgspec.json.decode(path.read_bytes(), type=HeldOut)
         engine.replace(begin.nearest(engine))
         with self.progress.step("held-out text, rounded to nearest"):
-            found = judged(engine.module, self._engine("parent").module, self.corpus.held(), 0)
+            found = judged(engine.module, self._parent(), self.corpus.held(), 0)
         engine.replace((t.hf, as_stored(t, self.checkpoint.read(t))) for t in self._tensors if t.hf in self.grids)
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(found))

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiny
@@ -21,6 +22,7 @@ pytest.importorskip("accelerate")
 from edgekit import api
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.options import Options
+from edgekit.training.record import RUN, Run
 
 pytestmark = pytest.mark.integration
 
@@ -94,6 +96,21 @@ def test_two_processes_are_one_training_of_twice_the_batch(parent: Path, corpus:
     assert moved
     far = sum(float(np.abs(one[name] - two[name]).sum()) for name in moved)
     assert far < 0.05 * sum(float(np.abs(one[name] - own[name]).sum()) for name in moved)
+
+
+def test_two_processes_begin_with_the_same_random_weights(parent: Path, corpus: Path, tmp_path: Path) -> None:
+    """The first one draws them, and writes those along the way; the model's folder only lends shape and tokenizer."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    arguments = ("--from-scratch", parent, "--text", corpus, "--length", "32", "--steps", "6", "--keep-every", "3")
+    ended(started(*arguments, "--batch", "4", "-o", tmp_path / "one"))
+    ended(started(*arguments, "--batch", "2", "-o", tmp_path / "two", launch=launch))
+    one, two = (msgspec.json.decode((tmp_path / name / RUN).read_bytes(), type=Run) for name in ("one", "two"))
+    assert one.scratch == two.scratch
+    assert two.devices == 2
+    assert two.points[-1].loss == pytest.approx(one.points[-1].loss, rel=0.01)
+    for name in ("one", "two"):
+        kept = sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
+        assert kept == ["step-000003", "step-000006"]
 
 
 def test_survival_of_what_was_trained(parent: Path, corpus: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from edgekit.report.model_card import model_card
 from edgekit.training.recipe import Blockwise, EndToEnd, Objective, Recipe
 from edgekit.training.record import Block, HeldOut, Model, Point, Run, Text
 
+PARENT = Model(name="org/parent", sha256="ab" * 32)
 RUN = Run(
-    parent=Model(name="org/parent", sha256="ab" * 32),
+    parent=PARENT,
     recipe=Recipe(
         grid="int3-sym-b32", seed=7, blockwise=Blockwise(),
         objective=Objective(dispersion=0.25, loss="orthogonalization"),
@@ -22,7 +23,10 @@ RUN = Run(
     name="int3", text=Text(sources=("corpus.txt",), sha256="cd" * 32, tokens=123456, held_out=4096),
     grids={"int3-sym-b32": 14}, blocks=(Block(layer=0, before=0.2, after=0.1),),
     points=(Point(step=1, tokens=1024, seconds=2.0, rate=1.0, loss=0.5, parts={"distillation": 0.5}),),
-    held_out=(HeldOut(step=0, kl=0.75, cross_entropy=3.5), HeldOut(step=1, kl=0.25, cross_entropy=3.25)),
+    held_out=(
+        HeldOut(step=0, divergence=0.75, cross_entropy=3.5),
+        HeldOut(step=1, divergence=0.25, cross_entropy=3.25),
+    ),
     seconds=90.0, versions={}, machine="a machine", devices=1, averaged=3,
 )  # fmt: skip
 
@@ -35,7 +39,7 @@ RUN = Run(
     ],
 )  # fmt: skip
 def test_a_hostile_name_stays_a_name(name: str) -> None:
-    parent = msgspec.structs.replace(RUN.parent, name=name)
+    parent = msgspec.structs.replace(PARENT, name=name)
     text = msgspec.structs.replace(RUN.text, sources=(name,))
     card = model_card(msgspec.structs.replace(RUN, parent=parent, text=text, name=name, machine=name), name)
     usual = model_card(RUN, "title").splitlines()
@@ -51,7 +55,7 @@ def test_a_path_is_no_model_of_the_hub(name: str) -> None:
 
 
 def changed_parent(name: str) -> Run:
-    return msgspec.structs.replace(RUN, parent=msgspec.structs.replace(RUN.parent, name=name))
+    return msgspec.structs.replace(RUN, parent=msgspec.structs.replace(PARENT, name=name))
 
 
 def test_many_sources() -> None:

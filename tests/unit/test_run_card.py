@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from test_model_card import RUN
+from test_model_card import PARENT, RUN
 
 from edgekit.report.training import render
 from edgekit.training.recipe import EndToEnd, Recipe
@@ -66,7 +66,7 @@ class Tags(HTMLParser):
         {"points": points(5000)}, {"points": points(3, distillation=1e-12, dispersion=-0.4)},
         {"points": points(2, distillation=1e30)}, {"blocks": (Block(layer=0, before=0.0, after=0.0),)},
         {"recipe": Recipe(end_to_end=EndToEnd(steps=1)), "grids": {}}, {"seconds": 0.0, "versions": {}},
-        {"held_out": tuple(HeldOut(step=0, kl=0.0, cross_entropy=0.0) for _ in range(3))},
+        {"held_out": tuple(HeldOut(step=0, divergence=0.0, cross_entropy=0.0) for _ in range(3))},
     ],
 )  # fmt: skip
 def test_odd_runs(odd: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def test_odd_runs(odd: dict[str, Any]) -> None:
 
 def test_hostile_names_stay_text() -> None:
     name = "</title><script>alert(1)</script>\x1b[31m"
-    parent, text = msgspec.structs.replace(RUN.parent, name=name), msgspec.structs.replace(RUN.text, sources=(name,))
+    parent, text = msgspec.structs.replace(PARENT, name=name), msgspec.structs.replace(RUN.text, sources=(name,))
     page = render(changed(parent=parent, text=text, name=name, machine=name, versions={name: name}))
     assert "<script" not in page
     assert "\x1b" not in page
@@ -100,7 +100,7 @@ def test_everything_that_was_set_is_told() -> None:
     for part in (RUN.recipe, RUN.recipe.objective, RUN.recipe.blockwise, RUN.recipe.end_to_end):
         for key in msgspec.structs.asdict(part) if part is not None else ():
             assert key in page, key
-    for said in (RUN.parent.sha256, RUN.text.sha256, "corpus.txt", "0.750", "0.250", "a machine"):
+    for said in (PARENT.sha256, RUN.text.sha256, "corpus.txt", "0.750", "0.250", "a machine"):
         assert said in page, said
 
 
