@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from edgekit import cache, steps, weighing
+from edgekit import cache, steps, surviving_artefacts, weighing
 from edgekit.building import apart
 from edgekit.bundle.golden import golden_ids
 from edgekit.bundle.tokenizer import load_tokenizer
@@ -18,19 +18,17 @@ from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
 from edgekit.coherence.generation import compare_continuations
 from edgekit.coherence.text import fixed_prompts
-from edgekit.dispersion.survival import Point, Survival, bits_of, noisy, rounded
+from edgekit.dispersion.survival import SHOWN, Point, Survival, bits_of, noisy, rounded, shapes_of, split
 from edgekit.engines.torch import TorchEngine
 from edgekit.errors import GridError, OptionError
+from edgekit.export import gguf
 from edgekit.grids import get
-from edgekit.options import Options
+from edgekit.options import Container, Options
 from edgekit.progress import Progress
 from edgekit.quantize import trained
 from edgekit.quantize.importance import Importance
 from edgekit.stages import Made, Stage
 from edgekit.steps import Work
-
-_SHOWN = 64
-"""Tokens of a sample."""
 
 
 def survival(
@@ -47,16 +45,19 @@ def survival(
     Args:
         checkpoint: the model.
         parent: whose full-precision answers it is compared with; None: its own.
-        grids: formats; those that a row of the model does not fit are left out and named.
+        grids: formats, computed in torch, or exported and run by their engine where they are written "gguf:Q4_0" or
+            "onnx:int4-sym-b32"; those that a row of the model does not fit are left out and named.
         options: texts, seed, cache.
         progress: told about the steps.
-        noise: also measure noise of each format's size.
+        noise: also measure noise of each format's size, in torch.
 
     Raises:
-        GridError: no format fits, or one is unknown.
+        GridError: no format fits, or one is unknown, or none of the container that it is asked for in.
+        MissingDependencyError: an engine is not installed.
         OptionError: the parent has another tokenizer, or a longer context than the model and used it.
         EdgekitError: see :func:`edgekit.steps.texts` and :func:`edgekit.steps.sealed`.
     """
+    surviving_artefacts.refuse(split(name) for name in grids if split(name)[0])
     chosen = list(_fitting(checkpoint, grids, progress))
     if parent is not None:
         _refuse_others(checkpoint, parent)
@@ -70,13 +71,13 @@ def survival(
         _refuse_long(checkpoint, answers)
         with apart(checkpoint, options, progress) as work:
             importance = weighing.importance(work, made)
-            points = tuple(_point(work, grid, answers, digest, importance, noise=noise) for grid in chosen)
+            points = (*_points(work, chosen, answers, digest, importance, noise=noise),)
     kind = "text of the reference's own" if made.evaluation.kind == "self-generated" else "a text file"
     words = f"{len(made.evaluation.sequences)} sequences of {kind}, sha256 {made.evaluation.sha256[:12]}"
     return Survival(
         model=checkpoint.name, model_sha256=checkpoint.sha256, reference=(parent or checkpoint).name, text=words,
         prompt=fixed_prompts()[0].text,
-        original=tokenizer.decode(answers.continuations.lists()[0].tolist()[:_SHOWN]), points=points,
+        original=tokenizer.decode(answers.continuations.lists()[0].tolist()[:SHOWN]), points=points,
     )  # fmt: skip
 
 
@@ -106,10 +107,13 @@ def _refuse_long(checkpoint: Checkpoint, answers: reference.Reference) -> None:
 
 
 def _fitting(checkpoint: Checkpoint, grids: Sequence[str], progress: Progress) -> Iterator[str]:
-    shapes = [(tensor.shape[0], tensor.shape[1]) for tensor in _linear(checkpoint)]
+    shapes = shapes_of(checkpoint.spec).values()
     found = 0
     for grid in dict.fromkeys(grids):
-        refusals = [reason for shape in shapes if (reason := get(grid).refusal(shape)) is not None]
+        container, name = split(grid)
+        refusals = [reason for shape in shapes if (reason := get(name).refusal(shape)) is not None]
+        if container == "gguf" and (unknown := gguf.unwritable(name)):
+            refusals.append(unknown)
         if refusals:
             progress.note(f"{grid} is left out: {refusals[0]}")
             continue
@@ -121,6 +125,33 @@ def _fitting(checkpoint: Checkpoint, grids: Sequence[str], progress: Progress) -
 
 def _linear(checkpoint: Checkpoint) -> list[TensorSpec]:
     return [tensor for tensor in checkpoint.spec.tensors if tensor.rule.kind == "linear"]
+
+
+def _points(
+    work: Work, chosen: Sequence[str], answers: reference.Reference, digest: str, importance: Made | None, *,
+    noise: bool,
+) -> Iterator[Point]:  # fmt: skip
+    """All of torch first: then its model leaves the memory to the engines."""
+    for name in chosen:
+        if not split(name)[0]:
+            yield _point(work, name, answers, digest, importance, noise=noise)
+    work.original.close()
+    kinds: tuple[Container, ...] = ("gguf", "onnx")
+    for kind in kinds:
+        for grid in (grid for container, grid in map(split, chosen) if container == kind):
+            yield _exported(work, kind, grid, answers, digest, importance)
+
+
+def _exported(
+    work: Work, container: Container, grid: str, answers: reference.Reference, digest: str, importance: Made | None
+) -> Point:
+    title = f"survival: {grid} as {'a GGUF' if container == 'gguf' else 'an ONNX'} file"
+    inputs = {"grid": grid, "reference": digest, "importance": importance and importance.digest}
+
+    def make() -> Point:
+        return surviving_artefacts.measured(work, container, grid, answers, importance)
+
+    return work.stages.record(Stage(f"survival-{container}", title, inputs), Point, make)[0]
 
 
 def _point(
@@ -149,7 +180,6 @@ def _point(
 
 def _measured(work: Work, grid: str, answers: reference.Reference, importance: Importance) -> Point:
     engine, tensors = work.original.engine(), _linear(work.checkpoint)
-    shapes = {tensor.hf: (tensor.shape[0], tensor.shape[1]) for tensor in tensors}
     wrong = whole = 0.0
 
     def weights() -> Iterator[tuple[str, F32]]:
@@ -169,10 +199,10 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
         [ids.tolist() for ids in answers.continuations.lists()], said, answers.stop, answers.meta.token_limit
     )
     return Point(
-        grid=grid, bits=get(grid).nominal_bits, stored_bits=bits_of(grid, shapes),
+        grid=grid, bits=get(grid).nominal_bits, stored_bits=bits_of(grid, shapes_of(work.checkpoint.spec)),
         error=(wrong / whole) ** 0.5 if whole else 0.0,
         coherence=msgspec.structs.replace(coherence, generation=generation),
-        sample=work.tokenizer.decode(said[0][:_SHOWN]),
+        sample=work.tokenizer.decode(said[0][:SHOWN]),
     )  # fmt: skip
 
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 @source_options
 @click.option("--against", metavar="MODEL", help="Compare all with this one's full precision; default: each its own.")
 @click.option("--grids", metavar="NAMES", help="Formats, separated by commas; default: 16, 8, 6, 5, 4, 3 and 2 bits.")
+@click.option(
+    "--artefacts",
+    is_flag=True,
+    help="Also as real files, run in llama.cpp or onnxruntime; default: all formats that these have.",
+)
 @click.option("--noise", is_flag=True, help="Also Gaussian noise as large as each format's rounding.")
 @click.option("--text", type=click.Path(path_type=Path), help="What they are judged on (UTF-8); default: the model's.")
 @click.option(
@@ -32,17 +37,19 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
-    models: tuple[str, ...], source: SourceOptions, against: str | None, grids: str | None, noise: bool,
-    text: Path | None, calibration_text: Path | None, sequences: int, length: int, seed: int, output: Path | None,
-    json_file: Path | None, force: bool, no_cache: bool,
+    models: tuple[str, ...], source: SourceOptions, against: str | None, grids: str | None, artefacts: bool,
+    noise: bool, text: Path | None, calibration_text: Path | None, sequences: int, length: int, seed: int,
+    output: Path | None, json_file: Path | None, force: bool, no_cache: bool,
 ) -> None:  # fmt: skip
     """Round each MODEL's linear layers to fewer and fewer bits and measure how far it drifts from full precision.
 
     Everything else stays in full precision and is computed in PyTorch, so that formats and models are compared and not
-    engines. A killed run goes on at its format.
+    engines. --artefacts shows beside it what engines make of real files; a format written gguf:Q4_0 or
+    onnx:int4-sym-b32 is a file alone. A killed run goes on at its format.
     """
     from edgekit.api import survive
     from edgekit.cli.outputs import refuse_outputs, resolved, write
+    from edgekit.dispersion.survival import ARTEFACTS, with_artefacts
     from edgekit.progress import Bars
     from edgekit.report.survival import render
 
@@ -51,6 +58,8 @@ def command(
         text=text, calibration_text=calibration_text, sequences=sequences, length=length, seed=seed, cache=not no_cache
     )
     names = None if grids is None else tuple(name.strip() for name in grids.split(","))
+    if artefacts:
+        names = with_artefacts(names or ARTEFACTS)
     resolved(models, source)
     found = []
     for model in models or (None,):
@@ -67,11 +76,12 @@ def _show(found: Survival) -> None:
     from rich.table import Table
 
     from edgekit.errors import one_line
-    from edgekit.report.survival import SHORT, short
+    from edgekit.report.survival import short
 
     table = Table(title=escape(one_line(f"{found.model}, compared with {found.reference} in full precision")))
-    for index, title in enumerate(SHORT):
-        table.add_column(title, justify="right" if index else "left", no_wrap=True)
-    for point in found.points:
-        table.add_row(*short(point))
+    titles, rows = short(found.points)
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("format", "engine") else "right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
     Console().print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from edgekit.checkpoint.architectures import RowOrder
 from edgekit.checkpoint.checkpoint import F32, PIECE, Checkpoint
 from edgekit.checkpoint.rope import Llama3
 from edgekit.checkpoint.spec import Spec, TensorSpec
-from edgekit.errors import ParityError
+from edgekit.errors import GridError, ParityError
 from edgekit.export.digests import Digest, Digests
 from edgekit.export.gguf_vocab import GgufVocab, read_vocab
 from edgekit.grids import get
@@ -116,6 +117,7 @@ def write_gguf(
     Raises:
         TokenizerError: the tokenizer cannot be expressed in GGUF.
         BadWeightsError: a tensor holds NaN or infinity.
+        GridError: the installed package gguf does not know a format.
     """
     spec = checkpoint.spec
     vocab = read_vocab(checkpoint.root, spec.vocab_size)
@@ -128,7 +130,7 @@ def write_gguf(
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for entry in plan.entries:
-            kind = GGMLQuantizationType[entry.grid]
+            kind = _type(entry.grid)
             size = get(entry.grid).nbytes(_matrix(entry.tensor))
             shape = _byte_shape(entry.tensor, size)
             writer.add_tensor_info(entry.tensor.gguf, shape, np.dtype(np.uint8), size, raw_dtype=kind)
@@ -145,6 +147,21 @@ def write_gguf(
     finally:
         writer.close()
     return planned
+
+
+def unwritable(grid: str) -> str | None:
+    """Why the installed writer cannot write a format; None when it can."""
+    known = grid in GGMLQuantizationType.__members__
+    return None if known else f"the installed package gguf ({version('gguf')}) does not know it"
+
+
+def _type(grid: str) -> GGMLQuantizationType:
+    if reason := unwritable(grid):
+        raise GridError(
+            f"{grid} cannot be written: {reason}", expected="a format of that package",
+            remedy="plan another format of as many bits",
+        )  # fmt: skip
+    return GGMLQuantizationType[grid]
 
 
 def _rope_factors(spec: Spec) -> F32 | None:

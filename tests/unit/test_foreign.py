@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("optimum.exporters.tasks")
 pytest.importorskip("onnx")
 
-from gguf import GGUFReader, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -35,6 +36,7 @@ from edgekit.errors import (
     ConverterError,
     CorruptCheckpointError,
     EdgekitError,
+    GridError,
     InputNotFoundError,
     MissingDependencyError,
     OptionError,
@@ -601,3 +603,13 @@ def test_a_failed_conversion_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatc
     assert "it broke" in said.err.splitlines()[-1]
     assert not list((tmp_path / "out").iterdir())
     assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_a_format_that_the_writer_does_not_know_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(tiny.make(tmp_path / "model", Tiny(dtype="f32")))
+    known = {name: kind for name, kind in GGMLQuantizationType.__members__.items() if name != "F16"}
+    monkeypatch.setattr("edgekit.export.gguf.GGMLQuantizationType", Enum("Types", known))
+    with pytest.raises(GridError, match="F16 cannot be written: the installed package gguf"):
+        gguf.write_gguf(checkpoint, full_precision_plan(checkpoint.spec, "gguf"), tmp_path / "full.gguf")
