@@ -12,19 +12,19 @@ FLOORS = {
     "errors": 0, "files": 0, "locks": 0, "hashes": 0, "cache": 0, "stages": 0, "machine": 0,
     "options": 0, "progress": 0, "sampling": 0, "requirements": 0, "gguf_header": 0, "sizes": 0,
     "grids": 1, "targets": 1, "target_schema": 1, "target_files": 1, "toml_lines": 1, "recipes": 1,
-    "checkpoint": 2, "engines": 2, "bundle": 2, "coherence": 2, "board_files": 2,
+    "checkpoint": 2, "engines": 2, "bundle": 2, "coherence": 2, "board_files": 2, "threebit": 2,
     "quantize": 3, "dispersion": 3, "chat": 3, "doctor": 3,
     "export": 4, "report": 4, "training": 4, "inspecting": 5, "inspecting_files": 3, "inspecting_onnx": 3,
     "emulator": 4, "devices": 4, "bench": 5, "bench_report": 6, "crossbuild": 5, "original": 5, "records": 5,
     "weighing": 6, "steps": 6, "rounding": 6, "mapping": 6, "refining": 6, "building": 6, "contradictions": 6,
-    "condensing": 6, "surviving": 7, "dispersing": 6, "disperse_stage": 6, "api": 8,
+    "condensing": 6, "surviving": 7, "surviving_artefacts": 6, "dispersing": 6, "disperse_stage": 6, "api": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}
 DEVICE = (
     "errors", "files", "machine", "grids", "targets", "target_", "toml_lines", "engines/base", "engines/opening",
     "engines/ort", "engines/llamacpp", "bundle", "coherence", "chat", "sampling", "progress", "options", "devices",
-    "bench",
+    "bench", "threebit",
 )  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "__init__.py")
 
