@@ -50,7 +50,7 @@ def effects(found: Sequence[Record]) -> dict[tuple[str, str], Effect]:
 def models(found: Sequence[Record]) -> str:
     """Means over seeds of every arm and length."""
     lines = [
-        "| arm | units | rate | seeds | CE | KL nearest 4, 3, 2 bits | KL GPTQ 4, 3, 2 bits | cosine of the last layer "
+        "| arm | units | rate | seeds | CE | nearest 4, 3, 2 bits, KL in 10⁻³ nats | GPTQ | cosine of the last layer "
         "| ρ | kurtosis of weights | of states | weights' RMS | seq-rep-4, at 3 bits by GPTQ |",
         "|---" * 13 + "|",
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def models(found: Sequence[Record]) -> str:
 
             def kl(change: str, same: Sequence[object] = tuple(same)) -> str:
                 values = [d.kl for m in same for d in m.damages if d.change == change]  # type: ignore[attr-defined]
-                return f"{np.mean(values):.4f}"
+                return f"{1000 * np.mean(values):.3g}"
 
             repeats = [d.seq_rep_4 for m in same for d in m.damages if d.change == "gptq-3" and d.seq_rep_4 is not None]
             lines.append(

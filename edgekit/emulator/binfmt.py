@@ -73,7 +73,11 @@ def _mount(place: Path) -> None:
 
 
 def _line() -> str:
-    """Debian's own registration, which also keeps argv[0]; elsewhere the same without that."""
-    if _DEBIAN.is_file():
-        return _DEBIAN.read_text(encoding="ascii").strip()
+    """Debian's own registration, which also keeps argv[0]; elsewhere the same without that.
+
+    qemu-user-binfmt brings one of that name, too: without F, and for an interpreter that no chroot has.
+    """
+    known = _DEBIAN.read_text(encoding="ascii").strip() if _DEBIAN.is_file() else ""
+    if "F" in known.rpartition(":")[2]:
+        return known
     return f":{NAME}:M::{_MAGIC}:{_MASK}:{shutil.which('qemu-aarch64-static')}:F"

@@ -112,9 +112,9 @@ def _record(arm: str, seed: int, losses: list[float], factor: float) -> Record:
         )
         made.append(
             Measured(
-                length=float(place), kind="decayed", steps=1, ce=loss, ce_sequences=tuple(ce.tolist()), mean_cosine=(0.1, 0.2),
-                spearman=1.0, activation_kurtosis=(0.0, 0.0), weight_kurtosis=0.0, weight_norm=0.1, seq_rep_4=0.1,
-                damages=damages,
+                length=float(place), kind="decayed", steps=1, ce=loss, ce_sequences=tuple(ce.tolist()),
+                mean_cosine=(0.1, 0.2), spearman=1.0, activation_kurtosis=(0.0, 0.0), weight_kurtosis=0.0,
+                weight_norm=0.1, seq_rep_4=0.1, damages=damages,
             )
         )  # fmt: skip
     return Record(arm={"name": arm}, seed=seed, text_sha256="", versions={}, machine="", whole=True, models=tuple(made))

@@ -76,6 +76,20 @@ def test_a_registration_that_does_not_work_in_a_chroot_is_refused(tmp_path: Path
         binfmt.register(tmp_path)
 
 
+@pytest.mark.parametrize(("flags", "taken"), [("OPF", True), ("OP", False), ("", False)])
+def test_a_packages_registration_is_taken_only_if_it_works_in_a_chroot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, taken: bool
+) -> None:
+    (tmp_path / "register").touch()
+    packaged = tmp_path / "packaged.conf"
+    packaged.write_text(rf":{binfmt.NAME}:M::\x7f\x45\x4c\x46\x02::/usr/bin/packaged:{flags}", encoding="ascii")
+    monkeypatch.setattr(binfmt, "_DEBIAN", packaged)
+    binfmt.register(tmp_path)
+    line = (tmp_path / "register").read_text(encoding="ascii")
+    assert ("/usr/bin/packaged" in line) == taken
+    assert "F" in line.rpartition(":")[2]
+
+
 def test_registering_writes_once_and_only_when_nothing_is_there(tmp_path: Path) -> None:
     (tmp_path / "register").touch()
     binfmt.register(tmp_path)
