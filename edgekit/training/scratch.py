@@ -129,7 +129,7 @@ def open_scratch(config: Path, tokenizer: Path | None = None) -> Scratch:
         )
     values = read_json(path)
     spec = spec_from_config(values)
-    folder = _tokenizer(path.parent if tokenizer is None else tokenizer)
+    folder = _tokenizer(path.resolve().parent if tokenizer is None else tokenizer)
     highest = max(load_tokenizer(folder).backend.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= spec.vocab_size:
         raise TokenizerError(
