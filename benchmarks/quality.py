@@ -1,8 +1,8 @@
 """At equal bytes, who stays closest to the original: ours and the field's recipes, same model, same tokens, one run.
 
     python -m benchmarks.quality --text FILE [MODEL | --dithered] [--calibration-text FILE] [--efforts good,best]
-        [--sizes gguf:105.5,gguf:92.5,gguf:80,onnx:114,onnx:90] [--bits 4] [--chunks 24] [--json FILE] [--write PAGE]
-        [--picture FILE.svg] [--summary PAGE] [--auto-round ITERATIONS]
+        [--sizes gguf:105.5,gguf:92.5,gguf:80,onnx:114,onnx:90] [--bits 4] [--chunks 24] [--bos] [--json FILE]
+        [--write PAGE] [--picture FILE.svg] [--summary PAGE] [--auto-round ITERATIONS]
 
 Judged is the artefact on disk in its own engine (int8 activations included) against the model's own full-precision
 logits: mean KL divergence in nats over --chunks × 256 tokens of --text, with a 95 % interval from resampling the
@@ -167,8 +167,9 @@ def main() -> None:
     options = _options()
     bars, host = Bars(), machine()
     checkpoint = dithered.cached() if options.dithered else resolve(options.model)
-    encode = load_tokenizer(checkpoint.root).encode
-    chunks = from_file(options.text, encode, options.chunks, CHUNK, bos=None).sequences
+    tokenizer = load_tokenizer(checkpoint.root)
+    bos = tokenizer.bos_id if options.bos else None
+    chunks = from_file(options.text, tokenizer.encode, options.chunks, CHUNK, bos=bos).sequences
     result = begun(options.json, _subject(checkpoint, options), host)
     have = {(entry.container, entry.name) for entry in result.entries}
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
@@ -210,6 +211,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--target", default="rpi4")
     parser.add_argument("--sizes", type=sizes, default=sizes(SIZES))
     parser.add_argument("--bits", type=int)
+    parser.add_argument("--bos", action="store_true", help="begin each chunk as the model expects a text to begin")
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path)
