@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import lzma
@@ -11,12 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO
 
-from edgekit import cache, locks
+from edgekit import cache
 from edgekit.errors import DownloadError, FileFormatError, OutputError
 from edgekit.files import cache_dir, sha256, whole_folder
+from edgekit.making import making
 from edgekit.progress import Progress, Quiet
 
 VERSION = "1.21.0"
@@ -27,6 +29,19 @@ SHA256 = "7783e9664bdb0b1b36145b5c8587dd1bc9a399aa000edf2e3dd03003cafc6882"
 _SECONDS = 60.0
 _MOST_BYTES = 64 << 20
 """Of an archive and of what is unpacked of it before the header."""
+_MOST_HEADER = 4 << 20
+"""Of the header."""
+_MOST_EXTENSION = 1 << 20
+"""Of a tar archive's extended header, which has to be held in memory."""
+_EXTENSIONS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+_UNUSABLE = (
+    OSError, HTTPException, FileFormatError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError,
+    RecursionError,
+)  # fmt: skip
+"""What a server that does not answer well, or a damaged archive, leads to."""
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,23 @@ class Source:
     url: str
     find: Callable[[bytes], bytes]
     """The header's bytes, of the archive's."""
+    sha256: str = ""
+    """Of the archive, compared before anything reads it; empty where it is not known."""
+
+
+@contextmanager
+def header_in_use(*, offline: bool = False, progress: Progress | None = None) -> Iterator[Path]:
+    """As :func:`header_folder`; nobody removes the folder from the cache while this is held."""
+    for _ in range(_TRIES):
+        folder = header_folder(offline=offline, progress=progress)
+        with cache.using(folder):
+            if _is_whole(folder):  # else another process removed it in between
+                yield folder
+                return
+    raise OutputError(
+        f"the header of ONNX Runtime is removed from the cache again and again at {folder.parent}",
+        remedy="wait until other edgekit commands have ended, then run again",
+    )
 
 
 def header_folder(*, offline: bool = False, progress: Progress | None = None) -> Path:
@@ -66,27 +98,10 @@ def header_folder(*, offline: bool = False, progress: Progress | None = None) ->
 
 def _is_whole(folder: Path) -> bool:
     path = folder / HEADER
-    return path.is_file() and sha256(path) == SHA256
-
-
-@contextmanager
-def making(place: Path) -> Iterator[None]:
-    """While this is held no other process makes or removes `place` in the cache; waits for one that does.
-
-    Raises:
-        OutputError: the cache cannot be written.
-    """
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(cache.lock_of(place), create=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the cache at {place.parent} ({error.strerror})", remedy="set EDGEKIT_CACHE to another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        cache.abandon(place, lock)
+        return path.is_file() and sha256(path) == SHA256
+    except FileNotFoundError:  # another process removed it in between
+        return False
 
 
 def download(sources: tuple[Source, ...] = ()) -> bytes:
@@ -98,9 +113,9 @@ def download(sources: tuple[Source, ...] = ()) -> bytes:
     wrong: list[str] = []
     for source in sources or SOURCES:
         try:
-            header = source.find(_read(source.url))
-        except (OSError, FileFormatError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-            wrong.append(f"{source.url}: {error}")
+            header = source.find(_archive(source))
+        except _UNUSABLE as error:
+            wrong.append(f"{source.url}: {str(error) or type(error).__name__}")
             continue
         if (found := hashlib.sha256(header).hexdigest()) == SHA256:
             return header
@@ -112,29 +127,63 @@ def download(sources: tuple[Source, ...] = ()) -> bytes:
     )
 
 
-def _read(url: str) -> bytes:
-    with closing(urllib.request.urlopen(url, timeout=_SECONDS)) as answer:  # noqa: S310  # ours, never a stranger's
+def _archive(source: Source) -> bytes:
+    """A source's archive; raises FileFormatError when it is not the one that it should be."""
+    with closing(urllib.request.urlopen(source.url, timeout=_SECONDS)) as answer:  # noqa: S310  # ours, never a stranger's
         data: bytes = answer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise FileFormatError(f"it is larger than {_MOST_BYTES} bytes")
+    if source.sha256 and (found := hashlib.sha256(data).hexdigest()) != source.sha256:
+        raise FileFormatError(f"it has SHA-256 {found}, expected {source.sha256}")
     return data
 
 
+class _Bounded:
+    """A stream that ends in an error after so many bytes."""
+
+    def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile, most: int) -> None:
+        self._stream, self._left = stream, most
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(min(size, self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise FileFormatError("it has an unreasonable amount of data")
+        return data
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses extended headers that are larger than any honest one before they are read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENSIONS and member.size > _MOST_EXTENSION:
+            raise FileFormatError(f"it has an extended header of {member.size} bytes")
+        return member
+
+
 def in_tar(data: bytes, mode: str = "gz") -> bytes:
-    """The header in a compressed tar archive; nothing is unpacked to the disk.
+    """The header in a tar archive, compressed with gzip ("gz") or xz ("xz"); nothing is unpacked to the disk.
 
     Raises:
         FileFormatError: it is not there, or stands behind an unreasonable amount of data.
-        tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError: it is no such archive, or damaged.
+        tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, RecursionError: it is no such
+            archive, or damaged.
     """
-    passed = 0
-    stream: IO[bytes] = io.BytesIO(data)
-    with tarfile.open(fileobj=stream, mode=f"r|{mode}") as tar:  # type: ignore[call-overload]
+    packed = io.BytesIO(data)
+    with gzip.GzipFile(fileobj=packed) if mode == "gz" else lzma.LZMAFile(packed) as unpacked:
+        return _found_in(_Bounded(unpacked, _MOST_BYTES))
+
+
+def _found_in(stream: _Bounded) -> bytes:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:  # type: ignore[call-overload]
         for member in tar:
-            passed += member.size
-            if passed > _MOST_BYTES:
-                break
-            if member.isfile() and Path(member.name).name == HEADER and (file := tar.extractfile(member)) is not None:
+            if not member.isfile() or Path(member.name).name != HEADER:
+                continue
+            if member.size > _MOST_HEADER:
+                raise FileFormatError(f"{HEADER} has {member.size} bytes in it")
+            if (file := tar.extractfile(member)) is not None:
                 return bytes(file.read())
     raise FileFormatError(f"it holds no {HEADER}")
 
@@ -165,11 +214,17 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
         at += 60 + size + size % 2
 
 
+_PACKAGE = "debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb"
+_PACKAGE_SHA256 = "14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08"
+_SNAPSHOT = "archive/debian/20250901T000000Z"
+"""Of a day when Debian had the package; its archive drops it some time after the release's end."""
 SOURCES = (
     Source(
         f"https://github.com/microsoft/onnxruntime/releases/download/v{VERSION}/onnxruntime-linux-x64-{VERSION}.tgz",
         in_tar,
     ),
-    Source("http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb", in_deb),
+    Source(f"https://deb.debian.org/{_PACKAGE}", in_deb, _PACKAGE_SHA256),
+    Source(f"https://snapshot.debian.org/{_PACKAGE.replace('debian', _SNAPSHOT, 1)}", in_deb, _PACKAGE_SHA256),
+    Source(f"http://deb.debian.org/{_PACKAGE}", in_deb, _PACKAGE_SHA256),
 )
-"""Tried in this order."""
+"""Tried in this order; without encryption only where the archive's own hash is known."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from edgekit import cache
 from edgekit.errors import MissingDependencyError, ToolchainError
 from edgekit.files import cache_dir, whole_folder
 from edgekit.machine import cores
+from edgekit.making import making
 from edgekit.progress import Progress, Quiet
 from edgekit.threebit import headers
 
@@ -27,6 +31,11 @@ SOURCES = Path(__file__).parents[1] / "native"
 LIBRARY = "libedgekit_ops.so"
 KERNEL_VARIABLE = "EDGEKIT_OPS_KERNEL"
 """Environment variable that makes the operator take the kernel of that name; for tests."""
+_SETTINGS = ("CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE")
+"""Environment variables that cmake and compilers read: another value is another library."""
+_PLAIN = {"LC_ALL": "C"}
+"""Tools speak English, so that what went wrong is found in what they say."""
+_TELLING = re.compile(r"\berror[: ]|\bfatal\b", re.IGNORECASE)
 _LAST_WORDS = 600
 
 
@@ -36,23 +45,31 @@ def host_library(*, offline: bool = False, progress: Progress | None = None) -> 
     Register it with `onnxruntime.SessionOptions.register_custom_ops_library`.
 
     Raises:
-        MissingDependencyError: there is no cmake or no C++ compiler.
+        MissingDependencyError: there is no cmake, neither ninja nor make, or no C++ compiler that runs.
         ToolchainError: the compiler does not take the sources.
         DownloadError: ONNX Runtime's header is not to be had.
         OutputError: the cache cannot be written.
     """
-    compiler = _program(os.environ.get("CXX", "c++"), "a C++ compiler", "on Debian or Ubuntu: sudo apt install g++")
-    place = cache_dir() / cache.RUNTIMES / f"ops-host-{_digest(_version_of(compiler), source_digest())}"
+    compiler = _compiler()
+    settings = [f"{name}={os.environ.get(name, '')}" for name in _SETTINGS]
+    key = _digest(platform.machine(), *compiler, _version_of(compiler), *settings, source_digest())
+    place = cache_dir() / cache.RUNTIMES / f"ops-host-{key}"
     if not (place / LIBRARY).is_file():
-        header = headers.header_folder(offline=offline, progress=progress)
-        with headers.making(place):
+        with headers.header_in_use(offline=offline, progress=progress) as header, making(place):
             if not (place / LIBRARY).is_file():
                 with (progress or Quiet()).step("Operators for ONNX Runtime"), whole_folder(place, force=True) as fresh:
-                    # A newer compiler's new warning is no reason to go without.
-                    definitions = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DEDGEKIT_WERROR=OFF"]
-                    compile_into(fresh, [*definitions, f"-DEDGEKIT_ORT_HEADERS={header}"], "edgekit_ops")
+                    _compile_for_host(fresh, compiler, header)
     cache.mark_used(place)
     return place / LIBRARY
+
+
+def _compile_for_host(folder: Path, compiler: Sequence[str], header: Path) -> None:
+    # A newer compiler's new warning is no reason to go without.
+    definitions = ["-DEDGEKIT_WERROR=OFF", f"-DEDGEKIT_ORT_HEADERS={header}"]
+    if len(compiler) == 1:
+        compile_into(folder, [f"-DCMAKE_CXX_COMPILER={compiler[0]}", *definitions], "edgekit_ops")
+    else:  # cmake takes a launcher or options before or after the compiler from the environment only
+        compile_into(folder, definitions, "edgekit_ops", environment={"CXX": shlex.join(compiler)})
 
 
 def compile_into(
@@ -67,12 +84,13 @@ def compile_into(
         environment: set on top of this process's own.
 
     Raises:
-        MissingDependencyError: there is no cmake.
+        MissingDependencyError: there is no cmake, or neither ninja nor make.
         ToolchainError: it failed; quotes its last words.
     """
     cmake, tree = _cmake(), folder / "tree"
     added = environment or {}
-    run([cmake, "-S", str(SOURCES), "-B", str(tree), "-DCMAKE_BUILD_TYPE=Release", *definitions], added)
+    settings = ["-DCMAKE_BUILD_TYPE=Release", *_generator(), *definitions]
+    run([cmake, "-S", str(SOURCES), "-B", str(tree), *settings], added)
     run([cmake, "--build", str(tree), "--target", target, "--parallel", str(cores())], added)
     for path in (tree / LIBRARY, tree / "kernels_test"):
         if path.is_file():
@@ -102,13 +120,16 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     Raises:
         ToolchainError: it failed; quotes its last words.
     """
-    done = subprocess.run(  # noqa: S603
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", check=False, env={**os.environ, **environment},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", check=False, env={**os.environ, **_PLAIN, **environment},
+        )  # fmt: skip
+    except OSError as error:
+        raise _broken(command[0], error) from error
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()] or lines[-3:]
+        errors = [line for line in lines if _TELLING.search(line)] or lines[-3:]
         raise ToolchainError(
             f"edgekit's operators for ONNX Runtime do not compile ({' / '.join(errors)[:_LAST_WORDS]})",
             expected="a compiler for C++17, such as gcc 12 or clang 16",
@@ -118,11 +139,42 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 def _cmake() -> str:
     """PyPI's cmake where it is installed, else the system's."""
+    return _of_package("cmake", "CMAKE_BIN_DIR") or _program("cmake", "cmake", "pip install 'edgekit[cross]'")
+
+
+def _generator() -> list[str]:
+    """For cmake: PyPI's ninja where it is installed, else the system's, else make."""
+    if ninja := _of_package("ninja", "BIN_DIR") or shutil.which("ninja"):
+        return ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    if make := shutil.which("make"):
+        return ["-G", "Unix Makefiles", f"-DCMAKE_MAKE_PROGRAM={make}"]
+    raise MissingDependencyError(
+        "neither ninja nor make, one of which compiles edgekit's operators, is installed",
+        remedy="pip install 'edgekit[cross]'",
+    )
+
+
+def _of_package(package: str, attribute: str) -> str | None:
+    """The program that a package from PyPI brings; None where it is not installed."""
     with suppress(ImportError, AttributeError):
-        path = Path(str(import_module("cmake").CMAKE_BIN_DIR), "cmake")
+        path = Path(str(getattr(import_module(package), attribute)), package)
         if path.is_file():
             return str(path)
-    return _program("cmake", "cmake", "pip install 'edgekit[cross]'")
+    return None
+
+
+def _compiler() -> tuple[str, ...]:
+    """The words of CXX, which may hold a launcher and options, or c++; the first is a path."""
+    given = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(given) or ["c++"]
+    except ValueError as error:
+        raise MissingDependencyError(
+            f"the environment variable CXX is no command ({error}: {given!r})",
+            expected="a C++ compiler, such as g++ or 'ccache g++'",
+        ) from error
+    found = _program(words[0], "a C++ compiler", "on Debian or Ubuntu: sudo apt install g++")
+    return (found, *words[1:])
 
 
 def _program(name: str, what: str, remedy: str) -> str:
@@ -133,9 +185,22 @@ def _program(name: str, what: str, remedy: str) -> str:
     return found
 
 
+def _broken(program: str, error: OSError) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{program}, which edgekit's operators are compiled with, does not run ({error.strerror})",
+        remedy="choose another C++ compiler with the environment variable CXX",
+    )
+
+
 @remember
-def _version_of(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
+def _version_of(compiler: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603
+            [*compiler, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False, env={**os.environ, **_PLAIN},
+        )  # fmt: skip
+    except OSError as error:
+        raise _broken(compiler[0], error) from error
     return done.stdout
 
 

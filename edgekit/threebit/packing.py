@@ -28,6 +28,9 @@ CHUNK_BYTES = TILE_ROWS * CHUNK_COLUMNS * 3 // 8
 ZERO_POINT = 4
 """Code of the weight 0 in the operator's bytes."""
 GRIDS = ("int3-sym-b32", "int3-sym-b64")
+MOST_CHANGE = 0.01
+"""What rounding to float16 may change a scale by, relative to it."""
+_OTHER_FORMAT = "choose another format for this tensor"
 _GROUPS = CHUNK_COLUMNS // 4
 _PLANE = CHUNK_BYTES // 3
 
@@ -55,8 +58,11 @@ def nbytes(grid: OnnxGrid, shape: tuple[int, int]) -> int:
 def with_half_scales(quantized: Quantized) -> Quantized:
     """The same codes with each scale rounded to the nearest float16, which is how the operator stores them.
 
+    Float16 keeps 11 bits, a change of at most 2**-11, down to 2**-14 (6.1e-5), and fewer below.
+
     Raises:
-        GridError: no grid of the operator, or a scale is not finite in float16.
+        GridError: no grid of the operator, a scale is not finite in float16, or one changes by more than
+            :data:`MOST_CHANGE`.
     """
     grid_of(quantized.grid)
     scales = quantized.fields["scales"]
@@ -66,9 +72,18 @@ def with_half_scales(quantized: Quantized) -> Quantized:
         raise GridError(
             f"a scale of {quantized.grid} is {np.abs(scales).max():.6g}",
             expected=f"at most {np.finfo(np.float16).max:.6g}, the largest float16",
-            remedy="choose another format for this tensor",
+            remedy=_OTHER_FORMAT,
         )
-    return replace(quantized, fields={**quantized.fields, "scales": rounded.astype(np.float32)})
+    halves = rounded.astype(np.float32)
+    changed = np.abs(halves - scales) > MOST_CHANGE * np.abs(scales)
+    if changed.any():
+        raise GridError(
+            f"{changed.sum()} of {changed.size} scales of {quantized.grid} change by more than {MOST_CHANGE:.0%} in "
+            f"float16, the smallest is {np.abs(scales[changed]).min():.3g}",
+            expected="0, or at least 3e-06",
+            remedy=_OTHER_FORMAT,
+        )
+    return replace(quantized, fields={**quantized.fields, "scales": halves})
 
 
 def pack(quantized: Quantized) -> dict[str, NDArray[Any]]:

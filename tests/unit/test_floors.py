@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "edgekit"
 FLOORS = {
-    "errors": 0, "files": 0, "locks": 0, "hashes": 0, "cache": 0, "stages": 0, "machine": 0,
+    "errors": 0, "files": 0, "locks": 0, "hashes": 0, "cache": 0, "making": 0, "stages": 0, "machine": 0,
     "options": 0, "progress": 0, "sampling": 0, "requirements": 0, "gguf_header": 0, "sizes": 0,
     "grids": 1, "targets": 1, "target_schema": 1, "target_files": 1, "toml_lines": 1, "recipes": 1,
     "checkpoint": 2, "engines": 2, "bundle": 2, "coherence": 2, "board_files": 2, "threebit": 2,

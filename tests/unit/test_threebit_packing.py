@@ -87,6 +87,23 @@ def test_scales_beyond_float16_are_refused() -> None:
         packing.with_half_scales(huge)
 
 
+@pytest.mark.parametrize("scale", [1e-9, -2e-8, 1.04 * 2**-23])
+def test_scales_that_float16_cannot_tell_are_refused(scale: float) -> None:
+    quantized = matrix("int3-sym-b32", (2, 32), 0)
+    scales = np.array([[0], [scale]], np.float32)
+    with pytest.raises(GridError, match=r"^1 of 2 scales of int3-sym-b32 change by more than 1%"):
+        packing.with_half_scales(replace(quantized, fields={**quantized.fields, "scales": scales}))
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0**-24, 3.1e-6, -3.1e-6, 0.1])
+def test_scales_that_float16_can_tell_are_rounded(scale: float) -> None:
+    quantized = matrix("int3-sym-b32", (2, 32), 0)
+    scales = np.full((2, 1), scale, np.float32)
+    rounded = packing.with_half_scales(replace(quantized, fields={**quantized.fields, "scales": scales}))
+    assert (np.abs(rounded.fields["scales"] - scales) <= packing.MOST_CHANGE * np.abs(scales)).all()
+    packing.pack(rounded)
+
+
 @pytest.mark.parametrize("value", [0.1, 7e4, np.nan, np.inf])
 def test_scales_are_never_rounded_silently(value: float) -> None:
     quantized = matrix("int3-sym-b32", (2, 32), 0)

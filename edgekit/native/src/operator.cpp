@@ -1,8 +1,11 @@
 // The operator edgekit::MatMul3Bits for ONNX Runtime, through its C interface. Everything that ONNX Runtime calls here
 // catches all exceptions and hands them back as a status.
 #include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -95,16 +98,35 @@ void expect_shape(const OrtApi& api, const char* name, const OrtValue* value, co
   }
 }
 
-template <typename Value>
-const Value* data_of(const OrtApi& api, const OrtValue* value, const char* name) {
-  // The interface has no reading access; nothing is written through it.
+void* data_of(const OrtApi& api, OrtValue* value) {
   void* data = nullptr;
-  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  if (reinterpret_cast<uintptr_t>(data) % alignof(Value) != 0) {
-    refuse(std::string(name) + " does not lie at a multiple of " + std::to_string(alignof(Value)) + " bytes",
-           "data aligned for its type");
+  check(api, api.GetTensorMutableData(value, &data));
+  return data;
+}
+
+const void* data_of(const OrtApi& api, const OrtValue* value) {
+  // The interface has no reading access; nothing is written through it.
+  return data_of(api, const_cast<OrtValue*>(value));
+}
+
+template <typename Value>
+bool is_aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % alignof(Value) == 0;
+}
+
+// The tensor's `count` values: where they lie, or in `copy` where that is not aligned for their type. A file may store
+// tensors one right after the other, whatever their types, and ONNX Runtime maps it as it is.
+template <typename Value>
+const Value* aligned(const OrtApi& api, const OrtValue* value, size_t count, std::vector<Value>& copy) {
+  const void* data = data_of(api, value);
+  if (is_aligned<Value>(data)) {
+    return static_cast<const Value*>(data);
   }
-  return static_cast<const Value*>(data);
+  copy.resize(count);
+  if (count != 0) {
+    std::memcpy(copy.data(), data, count * sizeof(Value));
+  }
+  return copy.data();
 }
 
 int64_t attribute(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
@@ -193,10 +215,15 @@ class Node {
 
   void compute(OrtKernelContext* context) const {
     const OrtValue* x = input(context, kActivations);
+    std::vector<uint16_t> scales;
+    std::vector<float> bias;
     Weights weights = weights_;
-    weights.codes = data_of<uint8_t>(api_, input(context, kCodes), "the packed weights");
-    weights.scales = data_of<uint16_t>(api_, input(context, kScales), "the scales");
-    weights.bias = biased_ ? data_of<float>(api_, input(context, kBias), "the bias") : nullptr;
+    weights.codes = static_cast<const uint8_t*>(data_of(api_, input(context, kCodes)));
+    weights.scales =
+        scales_.empty() ? aligned(api_, input(context, kScales), scale_count(), scales) : scales_.data();
+    if (biased_) {
+      weights.bias = bias_.empty() ? aligned(api_, input(context, kBias), weights.rows, bias) : bias_.data();
+    }
 
     std::vector<int64_t> shape = shape_of(api_, x);
     if (shape.empty() || shape.back() != static_cast<int64_t>(weights.columns)) {
@@ -212,10 +239,19 @@ class Node {
     if (rows == 0) {
       return;
     }
-    void* out = nullptr;
-    check(api_, api_.GetTensorMutableData(y, &out));
-    matmul(weights, kernel_, accuracy_, data_of<float>(api_, x, "the activations"), rows, static_cast<float*>(out),
-           [&](size_t count, const std::function<void(size_t)>& work) { parallel_for(api_, context, count, work); });
+    std::vector<float> activations;
+    const float* from = aligned(api_, x, rows * weights.columns, activations);
+    const auto parallel = [&](size_t count, const std::function<void(size_t)>& work) {
+      parallel_for(api_, context, count, work);
+    };
+    void* out = data_of(api_, y);
+    if (is_aligned<float>(out)) {
+      matmul(weights, kernel_, accuracy_, from, rows, static_cast<float*>(out), parallel);
+      return;
+    }
+    std::vector<float> results(rows * weights.rows);
+    matmul(weights, kernel_, accuracy_, from, rows, results.data(), parallel);
+    std::memcpy(out, results.data(), results.size() * sizeof(float));
   }
 
  private:
@@ -225,15 +261,20 @@ class Node {
     const auto rows = static_cast<int64_t>(kTileRows);
     expect_shape(api_, "B (packed weights)", constant(info, kCodes, "B (packed weights)"),
                  {tiles, static_cast<int64_t>(weights_.chunks()), static_cast<int64_t>(kChunkBytes)});
-    expect_shape(api_, "scales", constant(info, kScales, "scales"),
-                 {tiles, static_cast<int64_t>(weights_.blocks()), rows});
+    const OrtValue* scales = constant(info, kScales, "scales");
+    expect_shape(api_, "scales", scales, {tiles, static_cast<int64_t>(weights_.blocks()), rows});
+    aligned(api_, scales, scale_count(), scales_);
     size_t inputs = 0;
     check(api_, api_.KernelInfo_GetInputCount(&info, &inputs));
     if (inputs > kBias && present(info, kBias)) {
-      expect_shape(api_, "bias", constant(info, kBias, "bias"), {static_cast<int64_t>(weights_.rows)});
+      const OrtValue* bias = constant(info, kBias, "bias");
+      expect_shape(api_, "bias", bias, {static_cast<int64_t>(weights_.rows)});
+      aligned(api_, bias, weights_.rows, bias_);
       biased_ = true;
     }
   }
+
+  size_t scale_count() const { return weights_.tiles() * weights_.blocks() * kTileRows; }
 
   // Whether an optional input has a name.
   bool present(const OrtKernelInfo& info, size_t index) const {
@@ -266,6 +307,9 @@ class Node {
   Weights weights_ = {};
   Accuracy accuracy_ = Accuracy::kInt8;
   bool biased_ = false;
+  // Empty where the initializers lie aligned.
+  std::vector<uint16_t> scales_;
+  std::vector<float> bias_;
 };
 
 OrtCustomOp operator_table() {
@@ -303,17 +347,24 @@ OrtCustomOp operator_table() {
   return op;
 }
 
-// The domain with its operator. ONNX Runtime keeps pointers into it as long as any session lives, and may be unloaded
-// before this library: so it is made once and never released.
+// The domain with its operator, one for each ONNX Runtime in the process: a domain is an object of the one that made it,
+// and each has an interface of its own. It keeps pointers into the domain as long as any session lives, and may be
+// unloaded before this library: so domains are never released, nor is what holds them.
 OrtCustomOpDomain* domain_of(const OrtApi& api) {
   static const OrtCustomOp op = operator_table();
-  static OrtCustomOpDomain* const domain = [&api] {
-    OrtCustomOpDomain* made = nullptr;
-    check(api, api.CreateCustomOpDomain(kDomain, &made));
-    check(api, api.CustomOpDomain_Add(made, &op));
-    return made;
-  }();
-  return domain;
+  static std::mutex lock;
+  static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>();
+  const std::lock_guard<std::mutex> held(lock);
+  if (const auto found = domains.find(&api); found != domains.end()) {
+    return found->second;
+  }
+  OrtCustomOpDomain* made = nullptr;
+  check(api, api.CreateCustomOpDomain(kDomain, &made));
+  const auto release = [&api](OrtCustomOpDomain* each) { api.ReleaseCustomOpDomain(each); };
+  std::unique_ptr<OrtCustomOpDomain, decltype(release)> owned(made, release);
+  check(api, api.CustomOpDomain_Add(made, &op));
+  domains.emplace(&api, made);
+  return owned.release();
 }
 
 }  // namespace
