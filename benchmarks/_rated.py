@@ -59,6 +59,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tokens: int
     text_sha256: str
     calibration_sha256: str | None
+    bos: bool = False
+    """Whether each chunk begins with the beginning-of-text token."""
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

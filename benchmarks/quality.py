@@ -198,6 +198,7 @@ def _subject(checkpoint: Checkpoint, options: argparse.Namespace) -> Subject:
     return Subject(
         model=checkpoint.name, model_sha256=checkpoint.sha256, target=options.target, tokens=options.chunks * CHUNK,
         text_sha256=sha256(options.text), calibration_sha256=sha256(calibration) if calibration else None,
+        bos=options.bos,
     )  # fmt: skip
 
 

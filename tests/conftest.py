@@ -73,6 +73,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for a module's tests, empty at first: what one of them makes the others find."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("module-cache")
+        patch.setenv("EDGEKIT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A sound tiny checkpoint that a test may damage."""

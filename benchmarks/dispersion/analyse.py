@@ -7,7 +7,7 @@ python -m benchmarks.dispersion.analyse [--results FOLDER] [--write docs/experim
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.coherence_table import replace
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
+from benchmarks.dispersion.measure import Damage, Measured
 from benchmarks.dispersion.run import OUT, Record
 
 if TYPE_CHECKING:
@@ -55,25 +56,34 @@ def models(found: Sequence[Record]) -> str:
         "|---" * 13 + "|",
     ]  # fmt: skip
     for arm in ARMS:
-        mine = [(record.seed, model) for record in found if record.arm["name"] == arm for model in record.models]
-        for length, kind in sorted({(model.length, model.kind) for _, model in mine}):
-            same = [model for _, model in mine if (model.length, model.kind) == (length, kind)]
-
-            def kl(change: str, same: Sequence[object] = tuple(same)) -> str:
-                values = [d.kl for m in same for d in m.damages if d.change == change]  # type: ignore[attr-defined]
-                return f"{1000 * np.mean(values):.3g}"
-
-            repeats = [d.seq_rep_4 for m in same for d in m.damages if d.change == "gptq-3" and d.seq_rep_4 is not None]
-            lines.append(
-                f"| `{arm}` | {length:g} | {'LAWA' if kind == 'averaged' else 'to zero'} | {len(same)} "
-                f"| {np.mean([m.ce for m in same]):.3f} | {', '.join(kl(f'nearest-{b}') for b in (4, 3, 2))} "
-                f"| {', '.join(kl(f'gptq-{b}') for b in (4, 3, 2))} | {np.mean([m.mean_cosine[-1] for m in same]):.3f} "
-                f"| {np.mean([m.spearman or 0 for m in same]):.2f} | {np.mean([m.weight_kurtosis for m in same]):.2f} "
-                f"| {np.mean([m.activation_kurtosis[-1] for m in same]):.2f} "
-                f"| {np.mean([m.weight_norm for m in same]):.4f} "
-                f"| {np.mean([m.seq_rep_4 for m in same]):.2f}, {np.mean(repeats):.2f} |"
-            )
+        mine = [model for record in found if record.arm["name"] == arm for model in record.models]
+        for length, kind in sorted({(model.length, model.kind) for model in mine}):
+            same = [model for model in mine if (model.length, model.kind) == (length, kind)]
+            title = f"| `{arm}` | {length:g} | {'LAWA' if kind == 'averaged' else 'to zero'} | {len(same)} "
+            lines.append(title + _means(same))
     return "\n".join(lines)
+
+
+def _means(same: Sequence[Measured]) -> str:
+    """The rest of a row: means over models that differ in their seeds."""
+
+    def mean(value: Callable[[Measured], float]) -> float:
+        return float(np.mean([value(model) for model in same]))
+
+    def after(change: str) -> list[Damage]:
+        return [damage for model in same for damage in model.damages if damage.change == change]
+
+    def kl(way: str) -> str:
+        return ", ".join(f"{1000 * np.mean([d.kl for d in after(f'{way}-{bits}')]):.3g}" for bits in (4, 3, 2))
+
+    repeats = float(np.mean([d.seq_rep_4 for d in after("gptq-3") if d.seq_rep_4 is not None]))
+    cells = (
+        f"{mean(lambda m: m.ce):.3f}", kl("nearest"), kl("gptq"), f"{mean(lambda m: m.mean_cosine[-1]):.3f}",
+        f"{mean(lambda m: m.spearman or 0):.2f}", f"{mean(lambda m: m.weight_kurtosis):.2f}",
+        f"{mean(lambda m: m.activation_kurtosis[-1]):.2f}", f"{mean(lambda m: m.weight_norm):.4f}",
+        f"{mean(lambda m: m.seq_rep_4):.2f}, {repeats:.2f}",
+    )  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
 
 
 def draw(found: Sequence[Record], made: Mapping[tuple[str, str], Effect], folder: Path) -> None:

@@ -66,8 +66,6 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """Root mean square of the linear layers' weights."""
     seq_rep_4: float
     damages: tuple[Damage, ...]
-    artefacts: Mapping[str, float] = {}
-    """Exported file → KL divergence in its own engine."""
 
 
 @dataclass

@@ -16,12 +16,12 @@ import msgspec
 from edgekit import cache
 from edgekit.crossbuild import recipe
 from edgekit.crossbuild.model import Cpu, Native, NativeRecord, Setup, Toolchain, cpu_of, numbers
-from edgekit.crossbuild.places import making
 from edgekit.crossbuild.source import Source, sdist
 from edgekit.crossbuild.toolchains import chosen
 from edgekit.errors import ToolchainError
 from edgekit.files import cache_dir, output_errors, whole_folder
 from edgekit.machine import cores
+from edgekit.making import making
 from edgekit.progress import Progress
 from edgekit.targets import Target
 

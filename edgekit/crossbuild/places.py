@@ -1,12 +1,8 @@
-"""Making things in the cache that several processes may want at once."""
+"""Files that compilers read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from edgekit.making import making
-
-__all__ = ["making", "write"]
 
 
 def write(path: Path, text: str, *, executable: bool = False) -> Path:

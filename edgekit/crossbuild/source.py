@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgekit import cache
-from edgekit.crossbuild.places import making
 from edgekit.errors import MissingDependencyError, WheelError
 from edgekit.files import cache_dir, sha256, whole_folder
+from edgekit.making import making
 from edgekit.progress import Progress
 
 PACKAGE = "llama-cpp-python"

@@ -24,18 +24,8 @@ from edgekit.options import Options  # noqa: E402
 from edgekit.progress import Quiet  # noqa: E402
 from edgekit.steps import Work  # noqa: E402
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("module_cache")]
 OPTIONS = Options(sequences=4, length=32)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def use_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEKIT_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,8 @@ from edgekit.dispersion.survival import ARTEFACTS, GRIDS, Point, split, with_art
 from edgekit.errors import GridError, MissingDependencyError  # noqa: E402
 from edgekit.options import Options  # noqa: E402
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("module_cache")]
 OPTIONS = Options(sequences=4, length=32)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def use_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEKIT_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +102,11 @@ def test_files_say_what_torch_says(model: Path) -> None:
 
 
 def test_files_are_kept_nowhere_and_points_are_not_measured_again(
-    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, module_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = api.survive(model, grids=["gguf:Q5_1", "onnx:int4-sym-b32"], options=OPTIONS)
     assert [point.engine for point in first.points] == ["llama.cpp", "onnxruntime"]
-    assert not [*cache.rglob("*.gguf"), *cache.rglob("*.onnx")]
+    assert not [*module_cache.rglob("*.gguf"), *module_cache.rglob("*.onnx")]
     measured: list[str] = []
     own = surviving_artefacts.measured
 

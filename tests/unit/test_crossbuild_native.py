@@ -21,7 +21,6 @@ from edgekit import cache, targets
 from edgekit.crossbuild import native, recipe, toolchains
 from edgekit.crossbuild.model import Cpu, Native, Setup
 from edgekit.crossbuild.native import build_native
-from edgekit.crossbuild.places import making
 from edgekit.crossbuild.source import Source
 from edgekit.errors import (
     EdgekitError,
@@ -31,6 +30,7 @@ from edgekit.errors import (
     OutputError,
     ToolchainError,
 )
+from edgekit.making import making
 from edgekit.progress import Advance
 
 CMAKE = """

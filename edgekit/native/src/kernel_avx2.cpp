@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "kernel_portable.h"
+#include "rows.h"
 
 // On each function instead of on the file: nothing else may be compiled with instructions that a processor lacks.
 #define EDGEKIT_AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -17,8 +18,6 @@
 
 namespace edgekit {
 namespace {
-
-constexpr size_t kMostRows = 16;  // rows of activations for which a chunk is unpacked once
 
 // Codes 0..7 of a chunk, a vector for each group of 4 columns.
 struct Codes {
@@ -136,19 +135,10 @@ EDGEKIT_AVX2 void multiply_some(const Weights& weights, const Activations& x, si
   }
 }
 
-template <size_t kChunksPerBlock>
-void multiply_blocks(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  if (x.rows == 1) {
-    multiply_one<kChunksPerBlock>(weights, x.codes, x.steps, tiles, y);
-    return;
-  }
-  for (size_t first = 0; first < x.rows; first += kMostRows) {
-    multiply_some<kChunksPerBlock>(weights, x, first, std::min(kMostRows, x.rows - first), tiles, y);
-  }
-}
-
 void multiply(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  weights.chunks_per_block() == 1 ? multiply_blocks<1>(weights, x, tiles, y) : multiply_blocks<2>(weights, x, tiles, y);
+  const Products products = weights.chunks_per_block() == 1 ? Products{multiply_one<1>, multiply_some<1>}
+                                                            : Products{multiply_one<2>, multiply_some<2>};
+  multiply_rows(products, weights, x, tiles, y);
 }
 
 EDGEKIT_AVX2_INLINE uint32_t most_of(const __m256i* magnitudes) {

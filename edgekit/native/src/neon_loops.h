@@ -6,11 +6,10 @@
 #include <cstring>
 
 #include "kernel_portable.h"
+#include "rows.h"
 
 namespace edgekit {
 namespace {
-
-constexpr size_t kMostRows = 16;  // rows of activations for which a chunk is unpacked once
 
 EDGEKIT_INLINE Codes unpack_half(const uint8_t* half) {
   const uint8x16_t seven = vdupq_n_u8(7);
@@ -114,19 +113,10 @@ EDGEKIT_TARGET void multiply_some(const Weights& weights, const Activations& x, 
   }
 }
 
-template <size_t kChunksPerBlock>
-void multiply_blocks(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  if (x.rows == 1) {
-    multiply_one<kChunksPerBlock>(weights, x.codes, x.steps, tiles, y);
-    return;
-  }
-  for (size_t first = 0; first < x.rows; first += kMostRows) {
-    multiply_some<kChunksPerBlock>(weights, x, first, std::min(kMostRows, x.rows - first), tiles, y);
-  }
-}
-
 void multiply(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  weights.chunks_per_block() == 1 ? multiply_blocks<1>(weights, x, tiles, y) : multiply_blocks<2>(weights, x, tiles, y);
+  const Products products = weights.chunks_per_block() == 1 ? Products{multiply_one<1>, multiply_some<1>}
+                                                            : Products{multiply_one<2>, multiply_some<2>};
+  multiply_rows(products, weights, x, tiles, y);
 }
 
 void quantize(const float* x, size_t chunks, int8_t* codes, Step* steps) {
