@@ -20,7 +20,7 @@ from benchmarks._result import Limit, Row
 from edgekit.errors import EdgekitError
 from edgekit.grids import Quantized, get
 from edgekit.progress import Bars
-from edgekit.threebit import library, packing
+from edgekit.threebit import library
 
 SHAPES = (
     (576, 576), (192, 576), (1536, 576), (576, 1536),
@@ -48,8 +48,7 @@ def our_matrix(shape: tuple[int, int], block: int) -> dict[str, NDArray[Any]]:
     """Initializers with random codes and scales."""
     random, grid = np.random.default_rng(0), get(f"int3-sym-b{block}")
     scales = (0.01 * (1 + random.random((shape[0], -(-shape[1] // block))))).astype(np.float16)
-    codes = random.integers(4, 12, shape, dtype=np.uint8)
-    return packing.pack(Quantized(grid.name, shape, {"codes": codes, "scales": scales.astype(np.float32)}))
+    return grid.pack(Quantized(grid.name, shape, {"codes": random.integers(0, 8, shape, np.uint8), "scales": scales}))
 
 
 def their_matrix(shape: tuple[int, int]) -> dict[str, NDArray[Any]]:

@@ -21,6 +21,7 @@ from edgekit.disperse_stage import Maker
 from edgekit.errors import OptionError
 from edgekit.export.foreign import Foreign, plan_of
 from edgekit.files import cache_dir, output_errors, temporary_folder, whole_folder
+from edgekit.grids.onnx import PORTABLE
 from edgekit.options import Container, Options
 from edgekit.original import Original, Texts
 from edgekit.progress import Progress, Stopwatch
@@ -62,11 +63,27 @@ def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan
     own = [container for container in options.formats if not options.converts(container)]
     if options.plan is not None:
         listed = read_plan(options.plan)
-        return [_checked(follow(listed, checkpoint, target, name), checkpoint, target, options) for name in own]
+        followed = [follow(listed, checkpoint, target, name) for name in own]
+        refuse_own_operators(followed, options)
+        return [_checked(plan, checkpoint, target, options) for plan in followed]
     return [
-        _checked(choose(checkpoint.spec, target, container, options.bits), checkpoint, target, options)
+        _checked(
+            choose(checkpoint.spec, target, container, options.bits, portable=options.portable),
+            checkpoint, target, options,
+        )
         for container in own
-    ]
+    ]  # fmt: skip
+
+
+def refuse_own_operators(made: Sequence[Plan], options: Options) -> None:
+    """A plan file may name what --portable is to keep out."""
+    for plan in made:
+        if options.portable and (own := plan.own_operators):
+            raise OptionError(
+                f"--portable is given, and {options.plan} has {own[0].tensor.hf} in {own[0].grid}",
+                expected="formats that stock onnxruntime reads",
+                remedy=f"drop --portable, or write {own[0].grid}{PORTABLE} in the plan",
+            )
 
 
 def _refuse_unmet(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan]:
@@ -112,7 +129,7 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
         planned = _all_plans(work, planned, sources, target) if options.budget is None else []
-        carried = steps.runtime(work, target)
+        carried = steps.runtime(work, target, planned)
         texts = steps.texts(work)
         importance = weighing.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)

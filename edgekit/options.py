@@ -55,6 +55,8 @@ class Options:
     formats: tuple[Container, ...] = ("gguf", "onnx")
     asked: bool = False
     """Whether the formats were asked for: one that cannot be made is an error then, and left out otherwise."""
+    portable: bool = False
+    """ONNX with stock onnxruntime's operators alone: 3-bit codes then take 4 bits each."""
     strict: bool = False
     force: bool = False
     text: Path | None = None

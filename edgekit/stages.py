@@ -251,9 +251,9 @@ def _cleared(place: Path, damaged: cache.Label | None, own: int) -> bool:
 
 
 def code_digest(package: Path = _PACKAGE) -> str:
-    """SHA-256 over edgekit's own sources (*.py, *.toml, no target files): changed code makes every result anew."""
+    """SHA-256 over edgekit's own sources (*.py, *.toml, C++, no target files): changed code makes every result anew."""
     found = hashlib.sha256()
-    for path in sorted(path for pattern in ("*.py", "*.toml") for path in package.rglob(pattern)):
+    for path in sorted(path for pattern in ("*.py", "*.toml", "*.cpp", "*.h") for path in package.rglob(pattern)):
         name = path.relative_to(package)
         if name.parts[0] != "_targets":  # a target reaches a stage through its plan; its limits only judge
             found.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

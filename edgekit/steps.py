@@ -197,7 +197,7 @@ def sealed(work: Work, made: Texts) -> tuple[reference.Reference, str]:
 # -- the board's engines
 
 
-def runtime(work: Work, target: Target) -> RuntimeRecord | None:
+def runtime(work: Work, target: Target, planned: Sequence[Plan]) -> RuntimeRecord | None:
     """The engines for the board, put into the bundle and audited; None when there are to be none.
 
     What is compiled has a cache of its own (:mod:`edgekit.crossbuild.native`): it does not depend on the model.
@@ -213,7 +213,8 @@ def runtime(work: Work, target: Target) -> RuntimeRecord | None:
         return None
     from edgekit.crossbuild.package import package
 
-    return package(target, work.options.formats, work.folder, wanted, work.progress)
+    operators = any(plan.own_operators for plan in planned)
+    return package(target, work.options.formats, work.folder, wanted, work.progress, operators=operators)
 
 
 # -- artefacts

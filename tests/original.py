@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.checkpoint.spec import Spec
 from edgekit.coherence.reference import Origin, Reference, seal
 from edgekit.engines.base import greedy
-from edgekit.engines.ort import OrtEngine
+from edgekit.engines.ort import OrtEngine, needs_operators
 from edgekit.engines.torch import TorchEngine
 from edgekit.export import artefacts
 from edgekit.export.artefacts import Built, LogitParity
@@ -22,6 +23,7 @@ from edgekit.options import Container
 from edgekit.progress import Quiet
 from edgekit.quantize.choose import choose
 from edgekit.targets import load
+from edgekit.threebit import library
 
 LENGTH = 96
 """Tokens of a sequence: several times the sliding windows of the tiny models."""
@@ -67,6 +69,8 @@ def genai_says_what_our_engine_says(folder: Path, prompt: Ids, count: int) -> No
     """Assert that onnxruntime-genai generates the same greedy tokens from an ONNX folder; 2 ends a text."""
     import onnxruntime_genai as genai
 
+    if needs_operators(folder):  # genai looks for the library beside the model
+        shutil.copyfile(library.host_library(), folder / library.LIBRARY)
     model = genai.Model(str(folder))
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)

@@ -20,7 +20,7 @@ from edgekit.dispersion.condensation import measured, trend, weight_kurtosis
 from edgekit.dispersion.survival import noisy
 from edgekit.engines.torch import TorchEngine
 
-GRIDS: Mapping[int, str] = {4: "int4-sym-b32", 3: "int3-sym-b32", 2: "Q2_0"}
+GRIDS: Mapping[int, str] = {4: "int4-sym-b32", 3: "int3-sym-b32-portable", 2: "Q2_0"}
 """Symmetric, blocks of 32; at 2 bits of 64."""
 DRAWS = 2
 """Of noise, for each size."""

@@ -20,6 +20,11 @@ _UNITS = {
 }  # fmt: skip
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]{0,3})", re.IGNORECASE)
 
+portable_option = click.option(
+    "--portable", is_flag=True,
+    help="ONNX for stock onnxruntime: 3-bit codes in 4 bits each, where edgekit's own operator reads 3.",
+)  # fmt: skip
+
 
 def budget_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --bits, --size, --max-kl, --min-speed and --sensitivity; the command gets `bits`, `budget`, `sensitivity`."""

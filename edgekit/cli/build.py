@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 from click.core import ParameterSource
 
-from edgekit.cli.budget_options import budget_options
+from edgekit.cli.budget_options import budget_options, portable_option
 from edgekit.cli.runtime import runtime_options
 from edgekit.cli.source_options import source_options
 from edgekit.errors import GateError, one_line
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     "calibration text.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
+@portable_option
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
     "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."
@@ -79,7 +80,7 @@ def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
     sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
     text: Path | None, calibration_text: Path | None, imatrix: Path | None, no_calibration: bool, effort: Effort,
-    disperse: str | None, train_text: tuple[str, ...], seed: int, strict: bool, gate: bool, force: bool,
+    disperse: str | None, train_text: tuple[str, ...], seed: int, portable: bool, strict: bool, gate: bool, force: bool,
     llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
     accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
@@ -97,8 +98,9 @@ def command(
 
     asked = click.get_current_context().get_parameter_source("formats") is not ParameterSource.DEFAULT
     options = Options(
-        bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, strict=strict, force=force, text=text,
-        calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort, seed=seed,
+        bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, portable=portable, strict=strict, force=force,
+        text=text, calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort,
+        seed=seed,
         budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
         disperse=disperse, train_text=train_text,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),

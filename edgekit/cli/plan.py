@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from edgekit.cli.budget_options import budget_options
+from edgekit.cli.budget_options import budget_options, portable_option
 from edgekit.cli.plan_curve import plans_of, show_curves, write_plan
 from edgekit.cli.source_options import source_options
 from edgekit.errors import OptionError
@@ -31,6 +31,7 @@ from edgekit.options import Budget, Container, Options, SourceOptions
     show_default=True,
 )
 @click.option("--all", "every", is_flag=True, help="One line for each tensor instead of each role.")
+@portable_option
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option("--pareto", is_flag=True, help="Show the whole curve: KL divergence against size and speed.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="With --pareto: a page with the picture.")
@@ -42,8 +43,8 @@ from edgekit.options import Budget, Container, Options, SourceOptions
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
-    sensitivity: tuple[Path, ...], formats: tuple[Container, ...], every: bool, strict: bool, pareto: bool,
-    html: Path | None, output: Path | None, force: bool, as_json: bool,
+    sensitivity: tuple[Path, ...], formats: tuple[Container, ...], every: bool, portable: bool, strict: bool,
+    pareto: bool, html: Path | None, output: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show what building MODEL would give: format and real bits of each tensor, size, predicted speed and memory.
 
@@ -58,7 +59,7 @@ def command(
     _refuse(budget, pareto, html, [path for path in (html, output) if path is not None], force)
     board, checkpoint = load(target), resolve(model, source, progress=Bars())
     formats = tuple(dict.fromkeys(formats))
-    options = Options(bits=bits, budget=budget, sensitivity=sensitivity, formats=formats)
+    options = Options(bits=bits, budget=budget, sensitivity=sensitivity, formats=formats, portable=portable)
     if pareto:
         show_curves(checkpoint, board, options, html, as_json=as_json, force=force)
         return

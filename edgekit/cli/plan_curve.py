@@ -28,7 +28,10 @@ def plans_of(checkpoint: Checkpoint, board: Target, options: Options) -> list[Pl
     if options.budget is None:
         from edgekit.quantize.choose import choose
 
-        return [choose(checkpoint.spec, board, container, options.bits) for container in options.formats]
+        return [
+            choose(checkpoint.spec, board, container, options.bits, portable=options.portable)
+            for container in options.formats
+        ]
     from edgekit.quantize.budgeted import plan_under
 
     made = []

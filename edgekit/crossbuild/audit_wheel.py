@@ -28,7 +28,7 @@ from edgekit.errors import FileFormatError, WheelError
 
 _MAX_WHEEL_FILE = 1 << 16
 _MAX_TAGS = 1000
-_OWN = frozenset({"llama-cpp-python"})
+_OWN = frozenset({"llama-cpp-python", "edgekit"})
 """Compiled by edgekit."""
 
 

@@ -44,7 +44,7 @@ def llama_wheel(tree: Path, native: Path, folder: Path, *, release: str) -> Path
     """
     libraries = _libraries(native / "lib")
     described = _described(tree, release)
-    tag = f"py3-none-{_platform_tag(libraries)}"
+    tag = f"py3-none-{platform_tag(libraries)}"
     info = f"{NAME}-{release}.dist-info"
     members = {
         **{f"llama_cpp/{name}": Member(data) for name, data in _python_files(tree / "llama_cpp").items()},
@@ -103,7 +103,7 @@ def _libraries(folder: Path) -> list[Path]:
     return found
 
 
-def _platform_tag(libraries: list[Path]) -> str:
+def platform_tag(libraries: list[Path]) -> str:
     """`manylinux_2_31_aarch64`: the newest C library that any of the libraries asks for."""
     read = [needs(path) for path in libraries]
     machines = {machine for machine, _ in read}

@@ -100,6 +100,20 @@ class Setup:
     """Name → licence of what the toolchain links into the result."""
 
 
+def same_glibc(setup: Setup, target: Target, toolchain: str) -> None:
+    """Raise ToolchainError when shared libraries would need a newer glibc than the target has."""
+    assert target.toolchain is not None  # noqa: S101  # cpu_of saw to it
+    most = target.toolchain.glibc_max
+    if setup.glibc and numbers(setup.glibc) > numbers(most):
+        raise ToolchainError(
+            f"{toolchain} links shared libraries against glibc {setup.glibc}, and {target.name} has {most}",
+            expected=f"glibc {most} or older",
+            remedy="make its image from the system of the board"
+            if toolchain == "cuda"
+            else "take --toolchain zig, which links against any glibc",
+        )
+
+
 class Toolchain(Protocol):
     """A cross-compiler."""
 

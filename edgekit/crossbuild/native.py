@@ -15,11 +15,10 @@ import msgspec
 
 from edgekit import cache
 from edgekit.crossbuild import recipe
-from edgekit.crossbuild.model import Cpu, Native, NativeRecord, Setup, Toolchain, cpu_of, numbers
+from edgekit.crossbuild.model import Cpu, Native, NativeRecord, Setup, Toolchain, cpu_of, same_glibc
 from edgekit.crossbuild.source import Source, sdist
 from edgekit.crossbuild.toolchains import chosen
-from edgekit.errors import ToolchainError
-from edgekit.files import cache_dir, output_errors, whole_folder
+from edgekit.files import cache_dir, whole_folder
 from edgekit.machine import cores
 from edgekit.making import making
 from edgekit.progress import Progress
@@ -73,7 +72,7 @@ def build_native(
     compiler, cpu = chosen(toolchain, target, accel), cpu_of(target)
     job = _Job(sdist(progress, offline), cpu, compiler, compiler.version())
     work = cache_dir() / cache.COMPILES / job.name()
-    with making(work) as lock, cache.using(job.source.folder), _tidied(work):
+    with making(work) as lock, cache.using(job.source.folder), recipe.tidied(work):
         setup = _setup(job, target, work)
         key = _digest((setup.flags, *recipe.revision()))
         place = cache_dir() / cache.RUNTIMES / f"{job.name()}-{key}"
@@ -105,32 +104,11 @@ def _forget_other(work: Path, key: str, force: bool) -> None:
         begun.write_text(key, encoding="ascii")
 
 
-@contextmanager
-def _tidied(work: Path) -> Iterator[None]:
-    """The folder of a compile; afterwards it is only kept for one that did not get to its end, with its log."""
-    try:
-        with output_errors(work):
-            work.mkdir(exist_ok=True)
-            yield
-    finally:
-        if not (work / recipe.LOG).exists():
-            shutil.rmtree(work, ignore_errors=True)
-
-
 def _setup(job: _Job, target: Target, work: Path) -> Setup:
     folder = work.absolute() / "toolchain"
     folder.mkdir(exist_ok=True)
     setup = job.toolchain.setup(job.cpu, folder)
-    assert target.toolchain is not None  # noqa: S101  # cpu_of saw to it
-    most = target.toolchain.glibc_max
-    if setup.glibc and numbers(setup.glibc) > numbers(most):
-        raise ToolchainError(
-            f"{job.toolchain.name} links shared libraries against glibc {setup.glibc}, and {target.name} has {most}",
-            expected=f"glibc {most} or older",
-            remedy="make its image from the system of the board"
-            if job.toolchain.name == "cuda"
-            else "take --toolchain zig, which links against any glibc",
-        )
+    same_glibc(setup, target, job.toolchain.name)
     return setup
 
 

@@ -7,15 +7,21 @@ from importlib import metadata
 from pathlib import Path
 
 import edgekit
+from edgekit.crossbuild.llama_wheel import platform_tag
 from edgekit.crossbuild.wheel_files import Member, wheel_text, write
 from edgekit.errors import WheelError
+from edgekit.threebit.library import packaged
 
 _TAG = "py3-none-any"
 _SKIPPED = ("__pycache__", ".pyc", ".pyo")
 
 
-def own_wheel(folder: Path) -> Path:
+def own_wheel(folder: Path, operators: Path | None = None) -> Path:
     """Write edgekit's wheel into `folder`; the same files give the same bytes.
+
+    Args:
+        folder: where the wheel goes.
+        operators: the library with edgekit's operators, compiled for the board; None: without.
 
     Raises:
         WheelError: the installed metadata are of another version than the code, as after an update of a checkout.
@@ -31,14 +37,25 @@ def own_wheel(folder: Path) -> Path:
     info = f"edgekit-{edgekit.__version__}.dist-info"
     members = {name: Member(path.read_bytes()) for name, path in _files(package)}
     members |= {f"{info}/{name}": Member(text.encode()) for name, text in _described(distribution)}
-    members[f"{info}/WHEEL"] = Member(wheel_text(_TAG, pure=True))
-    return write(folder / f"edgekit-{edgekit.__version__}-{_TAG}.whl", members)
+    tag = _TAG
+    if operators is not None:
+        tag = f"py3-none-{platform_tag([operators])}"
+        members[f"edgekit/{packaged().relative_to(package).as_posix()}"] = Member(
+            operators.read_bytes(), executable=True
+        )
+    members[f"{info}/WHEEL"] = Member(wheel_text(tag, pure=operators is None))
+    return write(folder / f"edgekit-{edgekit.__version__}-{tag}.whl", members)
 
 
 def _files(package: Path) -> Iterator[tuple[str, Path]]:
     """Path in the wheel and on disk of every file of the package, and of what a checkout keeps beside it."""
     for path in sorted(package.rglob("*")):
-        if path.is_file() and not any(path.match(f"*{ending}") or ending in path.parts for ending in _SKIPPED):
+        # A library that is there is for this machine.
+        if (
+            path.is_file()
+            and path != packaged()
+            and not any(path.match(f"*{ending}") or ending in path.parts for ending in _SKIPPED)
+        ):
             yield f"edgekit/{path.relative_to(package).as_posix()}", path
     if not (package / "_targets").is_dir():  # pyproject.toml puts these there when a wheel is built
         for path in sorted((package.parent / "targets").glob("*.toml")):

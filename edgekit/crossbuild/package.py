@@ -12,6 +12,7 @@ from edgekit.crossbuild import cuda, runtime_record, sbom, scripts
 from edgekit.crossbuild.closure import PIP
 from edgekit.crossbuild.model import Native
 from edgekit.crossbuild.native import build_native
+from edgekit.crossbuild.operators import build_operators
 from edgekit.crossbuild.runtime_record import Audited, Compiled, RuntimeRecord, Tool
 from edgekit.crossbuild.wheelhouse import Wheelhouse, wheelhouse
 from edgekit.errors import AuditError, OptionError
@@ -52,8 +53,9 @@ def _accelerated(target: Target, formats: Sequence[Container], options: RuntimeO
 
 
 def package(
-    target: Target, formats: Sequence[Container], folder: Path, options: RuntimeOptions, progress: Progress
-) -> RuntimeRecord:
+    target: Target, formats: Sequence[Container], folder: Path, options: RuntimeOptions, progress: Progress, *,
+    operators: bool = False,
+) -> RuntimeRecord:  # fmt: skip
     """Put the engines for a board into a bundle's folder: runtime/, install.sh, chat.sh, bench.sh and sbom.cdx.json.
 
     llama.cpp and its native tools are for GGUF artefacts, onnxruntime is for ONNX ones. The list of parts knows the
@@ -65,6 +67,7 @@ def package(
         folder: the bundle's, which has no runtime yet.
         options: who compiles, and whether anything may be downloaded.
         progress: where it shows.
+        operators: whether the ONNX artefact has edgekit's own operators, which are then compiled, too.
 
     Returns:
         What runtime/runtime.json says.
@@ -78,7 +81,8 @@ def package(
     native = prepare(target, options, progress) if "gguf" in formats else None
     runtime = folder / RUNTIME
     runtime.mkdir()
-    house = wheelhouse(target, native, formats, runtime, offline=options.offline, progress=progress)
+    own = _operators(target, options, progress) if operators else None
+    house = wheelhouse(target, native, formats, runtime, offline=options.offline, progress=progress, operators=own)
     tools = _copy_tools(native, runtime) if native else ()
     made = msgspec.structs.replace(_record(target, formats, native, house, tools), accel=options.accel)
     record = _audited(made, folder, target, progress)
@@ -93,6 +97,11 @@ def package(
         f"native tools {record.tool_bytes / 1e6:.1f})"
     )
     return record
+
+
+def _operators(target: Target, options: RuntimeOptions, progress: Progress) -> Path:
+    found = build_operators(target, toolchain=options.toolchain, offline=options.offline, progress=progress)
+    return found.library
 
 
 def _copy_tools(native: Native, runtime: Path) -> tuple[Tool, ...]:

@@ -24,6 +24,7 @@ from edgekit.crossbuild.library_code import kept_functions
 from edgekit.crossbuild.model import Setup
 from edgekit.crossbuild.places import write
 from edgekit.errors import EdgekitError, MissingDependencyError, OutOfMemoryError, OutputError, ToolchainError
+from edgekit.files import output_errors
 from edgekit.progress import Advance
 
 TARGET = "edgekit-runtime"
@@ -125,7 +126,7 @@ def configure(tree: Tree, setup: Setup, lock: int) -> None:
         f"-DLLAMA_CPP={tree.llama_cpp}",
         f"-DEDGEKIT_STATIC_TOOLS={'ON' if setup.static_tools else 'OFF'}", *DEFINITIONS, *setup.definitions,
     ]  # fmt: skip
-    _run(command, tree, setup, lock, lambda _line: None, "configured")
+    run(command, tree, setup, lock, done="configured")
 
 
 def compile_all(tree: Tree, setup: Setup, lock: int, jobs: int, advance: Advance) -> None:
@@ -135,7 +136,7 @@ def compile_all(tree: Tree, setup: Setup, lock: int, jobs: int, advance: Advance
         if match := _STATUS.match(line):
             advance(int(match[1]), int(match[2]))
 
-    _run(["ninja", "-C", str(tree.build), "-j", str(jobs), TARGET], tree, setup, lock, watch, "compiled")
+    run(["ninja", "-C", str(tree.build), "-j", str(jobs), TARGET], tree, setup, lock, done="compiled", watch=watch)
 
 
 def collect(tree: Tree, setup: Setup, folder: Path) -> None:
@@ -161,7 +162,26 @@ def licences(llama_cpp: Path) -> Mapping[str, Path]:
     }
 
 
-def _run(command: Sequence[str], tree: Tree, setup: Setup, lock: int, watch: Callable[[str], None], done: str) -> None:
+def run(
+    command: Sequence[str], tree: Tree, setup: Setup, lock: int, *, done: str, what: str = "llama.cpp",
+    watch: Callable[[str], None] = lambda _line: None,
+) -> None:  # fmt: skip
+    """Run cmake or ninja with a toolchain; what it says goes to the log.
+
+    Args:
+        command: begins with `cmake` or `ninja`.
+        tree: where.
+        setup: of the toolchain.
+        lock: descriptor that children inherit, so that nobody touches the tree before the last of them has ended.
+        done: "configured" or "compiled", for errors.
+        what: is made, for errors.
+        watch: gets each line.
+
+    Raises:
+        ToolchainError: it failed; quotes its last words and names the log.
+        OutOfMemoryError: the compiler had too little memory.
+        OutputError: the disk is full.
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in _COMPILERS_OWN}
     environment = {**inherited, **(tools() if setup.local else {}), "NINJA_STATUS": "[%f/%t] ", **setup.environment}
     last: deque[str] = deque(maxlen=_TAIL)
@@ -175,7 +195,7 @@ def _run(command: Sequence[str], tree: Tree, setup: Setup, lock: int, watch: Cal
                 watch(line)
         code = child.wait()
     if code:
-        raise _failure(list(last), tree, done, code)
+        raise _failure(list(last), tree, what, done, code)
 
 
 @contextmanager
@@ -218,7 +238,7 @@ def _stop(child: subprocess.Popen[str]) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def _failure(lines: Sequence[str], tree: Tree, done: str, code: int) -> EdgekitError:
+def _failure(lines: Sequence[str], tree: Tree, what: str, done: str, code: int) -> EdgekitError:
     text = "\n".join(lines)
     if os.strerror(errno.ENOSPC) in text:
         return OutputError(
@@ -227,14 +247,26 @@ def _failure(lines: Sequence[str], tree: Tree, done: str, code: int) -> EdgekitE
         )
     if re.search(r"Killed|out of memory|Cannot allocate memory", text):
         return OutOfMemoryError(
-            f"there is too little memory to compile llama.cpp ({last_words(lines)})",
+            f"there is too little memory to compile {what} ({last_words(lines)})",
             expected="about 2 GB for each core",
             remedy="close other programs and run again: it goes on where it stopped",
         )
     return ToolchainError(
-        f"llama.cpp could not be {done} ({last_words(lines) or f'status {code}'})",
+        f"{what} could not be {done} ({last_words(lines) or f'status {code}'})",
         remedy=f"see {tree.log}; the next run goes on where this one stopped",
     )
+
+
+@contextmanager
+def tidied(work: Path) -> Iterator[None]:
+    """The folder of a compile; afterwards it is only kept for one that did not get to its end, with its log."""
+    try:
+        with output_errors(work):
+            work.mkdir(exist_ok=True)
+            yield
+    finally:
+        if not (work / LOG).exists():
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def last_words(lines: Sequence[str]) -> str:

@@ -46,7 +46,14 @@ class Wheelhouse:
 
 
 def wheelhouse(
-    target: Target, native: Native | None, formats: Sequence[Container], out: Path, *, offline: bool, progress: Progress
+    target: Target,
+    native: Native | None,
+    formats: Sequence[Container],
+    out: Path,
+    *,
+    offline: bool,
+    progress: Progress,
+    operators: Path | None = None,
 ) -> Wheelhouse:
     """Write `out`/wheels/*.whl and `out`/requirements.txt for the target's Python.
 
@@ -57,6 +64,7 @@ def wheelhouse(
         out: a folder that is there.
         offline: take what is in the cache and download nothing.
         progress: where the downloads show.
+        operators: the library with edgekit's operators for ONNX Runtime, where the artefacts need it.
 
     Raises:
         WheelError: there is no wheel for that Python, C library or machine; a wheel or source archive is missing
@@ -71,7 +79,7 @@ def wheelhouse(
     found = dict(
         obtain([_wanted(part) for part in parts if not part.made], platform, folder, offline=offline, progress=progress)
     )
-    found[closure.EDGEKIT] = own_wheel(folder)
+    found[closure.EDGEKIT] = own_wheel(folder, operators)
     if "gguf" in formats:
         found[closure.LLAMA] = _llama(native, folder, offline, progress)
     facts = {part.name: wheel_files.facts(found[part.name]) for part in parts}

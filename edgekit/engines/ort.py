@@ -11,10 +11,13 @@ import numpy as np
 from edgekit.engines.base import F32, Ids
 from edgekit.errors import FileFormatError, MissingDependencyError, OptionError
 from edgekit.machine import cores
+from edgekit.threebit import library
 
 _MODEL = {"vocab_size": 1 << 24, "context_length": 1 << 31}
 _DECODER = {"num_hidden_layers": 1024, "num_key_value_heads": 1 << 14, "head_size": 1 << 14}
 """Keys of genai_config.json → what is far above any model."""
+OPERATORS = "custom_ops_library"
+"""Session option of onnxruntime-genai that names a library of operators."""
 _ENTRIES = ("mlas.disable_kleidiai", "session.intra_op.allow_spinning")
 
 
@@ -33,19 +36,32 @@ def session_entries(folder: Path) -> dict[str, str]:
 
     Only those that change how something is computed: others name files or switch checks off.
     """
+    asked = _asked(folder)
+    return {key: value for key in _ENTRIES if (value := asked.get(key)) in ("0", "1")}
+
+
+def _asked(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "genai_config.json").read_text(encoding="utf8"))
-        asked = dict(config["model"]["decoder"]["session_options"])
+        return dict(config["model"]["decoder"]["session_options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}  # whoever needs the file says what is wrong with it
-    return {key: value for key in _ENTRIES if (value := asked.get(key)) in ("0", "1")}
+
+
+def needs_operators(folder: Path) -> bool:
+    """Whether genai_config.json in `folder` names edgekit's operators. Which file it names does not matter: what is
+    loaded is edgekit's own, never a stranger's.
+    """
+    return _asked(folder).get(OPERATORS) == library.LIBRARY
 
 
 def open_session(path: Path, threads: int) -> Any:
     """An onnxruntime session on the CPU; `threads` of 0 takes the physical cores. See also :func:`session_entries`.
 
     Raises:
-        MissingDependencyError: onnxruntime is not installed.
+        MissingDependencyError: onnxruntime is not installed; or edgekit's operators are needed, and there is neither
+            their library nor a compiler for it.
+        ToolchainError, DownloadError, OutputError: edgekit's operators cannot be compiled.
         FileFormatError: it cannot load the file.
     """
     ort = _runtime()
@@ -54,6 +70,8 @@ def open_session(path: Path, threads: int) -> Any:
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
+    if needs_operators(path.parent):
+        options.register_custom_ops_library(str(library.host_library()))
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

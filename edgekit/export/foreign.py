@@ -123,7 +123,7 @@ def plan_of(converted: Converted, spec: Spec, target: Target, bits: int) -> Plan
     matrices = replace(spec, tensors=tuple(t for t in spec.tensors if t.rule.matrix))
     if not any(tensor.rule.kind == "linear" for tensor in matrices.tensors):
         raise ConverterError(f"{converted.path} has no linear layer that could be quantized")
-    plan = choose(matrices, target, converted.container, bits)
+    plan = choose(matrices, target, converted.container, bits, portable=True)
     chosen = {entry.tensor.gguf: entry for entry in plan.entries}
     stored = {item.name: item for item in converted.tensors()}
     entries = [chosen.get(tensor.gguf) or _kept(tensor, stored[tensor.gguf]) for tensor in spec.tensors]

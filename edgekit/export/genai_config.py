@@ -9,17 +9,25 @@ from typing import Any
 
 from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import Checkpoint, read_json
+from edgekit.engines.ort import OPERATORS
 from edgekit.export.onnx_decoder import positions
+from edgekit.threebit.library import LIBRARY
 
 
-def genai_config(checkpoint: Checkpoint, session: Mapping[str, str] | None = None) -> dict[str, Any]:
+def genai_config(
+    checkpoint: Checkpoint, session: Mapping[str, str] | None = None, *, own_operators: bool = False
+) -> dict[str, Any]:
     """The file's contents (https://onnxruntime.ai/docs/genai/reference/config.html).
 
-    `session` holds configuration entries of ONNX Runtime's session.
+    `session` holds configuration entries of ONNX Runtime's session; with `own_operators` the library with edgekit's is
+    named.
     """
     spec, tokens = checkpoint.spec, _special_tokens(checkpoint)
+    options = {"log_id": "onnxruntime-genai", "provider_options": [], **(session or {})}
+    if own_operators:
+        options[OPERATORS] = LIBRARY
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **(session or {})},
+        "session_options": options,
         "filename": "model.onnx",
         "head_size": spec.head_dim,
         "hidden_size": spec.hidden_size,

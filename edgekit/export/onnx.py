@@ -54,7 +54,7 @@ def write_onnx(
         model = Decoder(checkpoint.spec, plan, store, tick).model()
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     _check_structure(model, folder)
-    config = genai_config(checkpoint, dict(plan.session))
+    config = genai_config(checkpoint, dict(plan.session), own_operators=bool(plan.own_operators))
     (folder / "genai_config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf8")
     for path in checkpoint.tokenizer_files():
         shutil.copyfile(path, folder / path.name)

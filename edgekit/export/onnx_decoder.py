@@ -19,6 +19,7 @@ from edgekit.checkpoint.rope import Rope
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.export.onnx_store import FLOAT, Store
 from edgekit.grids import get
+from edgekit.grids.onnx import OnnxGrid
 from edgekit.quantize.plan import Entry, Plan
 
 OPSET = 21
@@ -26,6 +27,8 @@ MOST_POSITIONS = 8192
 """Rotary tables are float32 and as long as the context: Gemma 3 270M's of 32,768 positions would take 67 MB."""
 Tick = Callable[[str], None]
 _MICROSOFT = "com.microsoft"
+_INT8 = 4
+"""Accuracy level: activations in 8 bits."""
 
 
 def positions(spec: Spec) -> int:
@@ -67,7 +70,9 @@ class Decoder:
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs(), self._outputs(), list(self._store.initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        domains = {node.domain for node in self._nodes} - {"", _MICROSOFT}
+        opsets = [helper.make_opsetid(*known) for known in (("", OPSET), (_MICROSOFT, 1))]
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted(domains)]
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=10, producer_name="edgekit", producer_version=__version__
         )
@@ -102,11 +107,17 @@ class Decoder:
         if entries[0].grid == FLOAT:
             return self._op("FusedMatMul", [values, f"{weights}.weight"], f"{name}/MatMul", domain=_MICROSOFT, transB=1)
         grid = get(entries[0].grid)
+        assert isinstance(grid, OnnxGrid)  # noqa: S101  # a plan for ONNX has no others
+        domain, operator = grid.operator
         return self._op(
-            "MatMulNBits", [values, *self._stored(weights, "codes")], f"{name}/MatMul", domain=_MICROSOFT,
+            operator, [values, *self._stored(weights, "codes")], f"{name}/MatMul", domain=domain,
             K=entries[0].tensor.shape[1], N=sum(entry.tensor.shape[0] for entry in entries), bits=grid.stored_bits,
-            block_size=grid.block, accuracy_level=self._level,
+            block_size=grid.block, accuracy_level=self._accuracy(domain),
         )  # fmt: skip
+
+    def _accuracy(self, domain: str) -> int:
+        """What an operator computes with: edgekit's own knows int8 activations (4) and float32 (0) alone."""
+        return self._level if domain == _MICROSOFT or self._level == _INT8 else 0
 
     def _stored(self, weights: str, first: str) -> list[str]:
         names = [f"{weights}.{key}" for key in (first, "scales", "zero_points")]

@@ -22,6 +22,13 @@ from edgekit.export.onnx_decoder import tensors_of_nodes
 from edgekit.quantize.plan import Plan
 
 Tick = Callable[[str], None]
+_OURS = 3
+"""Bits of the codes of edgekit's own operator."""
+_BITS = (
+    ((0, 0), (0, 1), (0, 2)), ((0, 5), (0, 6), (0, 7)), ((1, 0), (1, 1), (1, 2)), ((1, 5), (1, 6), (1, 7)),
+    ((2, 0), (2, 1), (2, 2)), ((2, 5), (2, 6), (2, 7)), ((0, 3), (0, 4), (2, 3)), ((1, 3), (1, 4), (2, 4)),
+)  # fmt: skip
+"""For each group of four columns, the vector and the bit where the bits of its codes lie, the lowest first."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,10 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits"):
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        first = 1 if node.op_type == "MatMulNBits" else 0
+        first = 0 if node.op_type == "GatherBlockQuantized" else 1
         names = [node.input[first], *node.input[2:]]
         arrays = {}
         for key, name in zip(("B", "scales", "zero_points"), names, strict=False):
@@ -54,6 +61,8 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
 
 def _decode(matrix: _Matrix, rows: slice, columns: int) -> F32:
     """(rows, columns) weights by the operator's documented formula, independent of the grids: (code - zero) * scale."""
+    if matrix.bits == _OURS:
+        return _decode_tiles(matrix, rows, columns)
     count = matrix.arrays["B"].shape[0]
     raw, scales = (matrix.arrays[key].reshape(count, -1)[rows] for key in ("B", "scales"))
     codes = _nibbles(raw) if matrix.bits == 4 else raw
@@ -64,6 +73,21 @@ def _decode(matrix: _Matrix, rows: slice, columns: int) -> F32:
         zero = np.repeat(points, matrix.block, axis=1)[:, :columns]
     weights: F32 = codes[:, :columns].astype(np.float32) - zero.astype(np.float32)
     weights *= np.repeat(scales, matrix.block, axis=1)[:, :columns]
+    return weights
+
+
+def _decode_tiles(matrix: _Matrix, rows: slice, columns: int) -> F32:
+    """As :func:`_decode`, for tiles of eight rows (docs/int3.md)."""
+    tiles = slice(rows.start // 8, -(-rows.stop // 8))
+    own = slice(rows.start - 8 * tiles.start, rows.stop - 8 * tiles.start)
+    data, scales = matrix.arrays["B"][tiles], matrix.arrays["scales"][tiles]
+    count, chunks = data.shape[:2]
+    bits = np.unpackbits(data.reshape(count, chunks, 3, 8, 4, 1), axis=-1, bitorder="little")
+    groups = [sum(bits[:, :, vector, :, :, bit] << place for place, (vector, bit) in enumerate(at)) for at in _BITS]
+    codes = np.stack(groups, axis=2).transpose(0, 3, 1, 2, 4).reshape(8 * count, -1)  # tile, row, chunk, group, column
+    wide = scales.transpose(0, 2, 1).reshape(8 * count, -1).astype(np.float32)
+    weights: F32 = codes[own, :columns].astype(np.float32) - np.float32(4)
+    weights *= np.repeat(wide[own], matrix.block, axis=1)[:, :columns]
     return weights
 
 

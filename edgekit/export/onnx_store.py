@@ -15,6 +15,7 @@ from edgekit.checkpoint.spec import TensorSpec
 from edgekit.export.digests import Digest, Digests
 from edgekit.grids import get
 from edgekit.grids.base import Quantized
+from edgekit.grids.threebit import ThreeBitGrid, portable
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry
 from edgekit.quantize.rounded import Rounded, pieces
@@ -23,7 +24,7 @@ DATA = "model.onnx.data"
 FLOAT = "F32"
 """The grid of what is not quantized."""
 _ALIGN = 64
-_TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+_TYPES = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,14 @@ class Store:
         """Store the matrices of one node under `name`, rows of one below the other's.
 
         Quantized ones as "NAME.codes" (rows, blocks, bytes), "NAME.table" (rows, bytes; embeddings),
-        "NAME.scales" and "NAME.zero_points"; those in full precision as "NAME.weight" (rows, columns).
+        "NAME.scales" and "NAME.zero_points"; those in full precision as "NAME.weight" (rows, columns). Those
+        of edgekit's own operator have the shapes that it takes.
         """
         if entries[0].grid == FLOAT:
             self._name(f"{name}.weight", self.data.append(self._float(entries)))
+            return
+        if isinstance(get(entries[0].grid), ThreeBitGrid):
+            self._tiles(name, entries)
             return
         others: dict[str, list[NDArray[Any]]] = {}
         codes = self.data.append(self._codes(entries, others))
@@ -90,6 +95,21 @@ class Store:
                 yield piece
             self.planned[entry.tensor.hf] = found.text()
 
+    def _tiles(self, name: str, entries: Sequence[Entry]) -> None:
+        """Tiles of eight rows do not end where a matrix does, so that the node is packed whole."""
+        grid, parts = get(entries[0].grid), list[Quantized]()
+        for entry in entries:
+            found = Digest()
+            for quantized in self._quantized(entry):
+                found.update(grid.dequantize(quantized))
+                parts.append(quantized)
+            self.planned[entry.tensor.hf] = found.text()
+        fields = {key: np.concatenate([part.fields[key] for part in parts]) for key in parts[0].fields}
+        rows = sum(part.shape[0] for part in parts)
+        packed = grid.pack(Quantized(grid.name, (rows, parts[0].shape[1]), fields))
+        self.array(f"{name}.codes", packed["B"])
+        self.array(f"{name}.scales", packed["scales"])
+
     def _codes(self, entries: Sequence[Entry], others: dict[str, list[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
         """Codes (rows, bytes) piece by piece; scales and zero points go to `others`."""
         for entry in entries:
@@ -107,7 +127,8 @@ class Store:
         """Pieces of the matrix."""
         name = entry.tensor.hf
         if (given := self.rounded.load(name)) is not None:
-            yield from pieces(given, PIECE)
+            # Trained for edgekit's own operator, asked for as codes that stock onnxruntime reads.
+            yield from pieces(given if given.grid == entry.grid else portable(given), PIECE)
             return
         for piece in self.checkpoint.pieces(entry.tensor):
             yield get(entry.grid).quantize(piece, self.importance.get(name))

@@ -9,10 +9,11 @@ from edgekit.errors import GridError
 from edgekit.grids.base import Grid, Quantized
 from edgekit.grids.gguf import GGUF_GRIDS
 from edgekit.grids.onnx import ONNX_GRIDS
+from edgekit.grids.threebit import THREE_BIT_GRIDS
 
 __all__ = ["GRIDS", "Grid", "Quantized", "get", "plugins"]
 
-GRIDS: dict[str, Grid] = {**GGUF_GRIDS, **ONNX_GRIDS}
+GRIDS: dict[str, Grid] = {**GGUF_GRIDS, **ONNX_GRIDS, **THREE_BIT_GRIDS}
 """The built-in grids by name."""
 
 

@@ -1,5 +1,5 @@
 """The grids of ONNX Runtime's contributed operators: `MatMulNBits` for linear layers, `GatherBlockQuantized` for an
-embedding whose bytes a tied head can share.
+embedding whose bytes a tied head can share. That of edgekit's own operator is in :mod:`edgekit.grids.threebit`.
 
 Fields: `codes` uint8 (rows, columns), `scales` float32 (rows, blocks) and, when asymmetric, `zero_points` uint8
 (rows, blocks); a weight is (code - zero point) * scale in float32, the zero point of a symmetric grid being
@@ -21,6 +21,8 @@ from edgekit.grids.checks import check_grid, check_importance, check_shape, chec
 from edgekit.grids.parallel import each_chunk
 from edgekit.grids.search import SCALE_32, Codes, search
 
+PORTABLE = "-portable"
+"""Ends the name of a 3-bit grid whose codes take 4 bits each, so that stock onnxruntime reads them."""
 _CHUNK = 1 << 17
 """Weights packed or computed at a time."""
 _U8, _F32 = np.dtype(np.uint8), np.dtype(np.float32)
@@ -45,9 +47,15 @@ class OnnxGrid:
 
     @property
     def name(self) -> str:
-        """For example "int4-sym-b32" or "embed-int8-asym-b64"."""
+        """For example "int4-sym-b32", "embed-int8-asym-b64" or "int3-sym-b32-portable"."""
         kind = "sym" if self.symmetric else "asym"
-        return f"{'embed-' if self.embedding else ''}int{self.nominal_bits}-{kind}-b{self.block}"
+        ending = PORTABLE if self.stored_bits > self.nominal_bits else ""
+        return f"{'embed-' if self.embedding else ''}int{self.nominal_bits}-{kind}-b{self.block}{ending}"
+
+    @property
+    def operator(self) -> tuple[str, str]:
+        """Domain and name of the operator that multiplies by such a matrix."""
+        return "com.microsoft", "MatMulNBits"
 
     @property
     def row_multiple(self) -> int:
@@ -160,14 +168,14 @@ class OnnxGrid:
         """Bytes of a row's zero points."""
         return -(-blocks * self.stored_bits // 8)
 
-    def _codes(self) -> Codes:
+    def _codes(self, scale: np.dtype[Any] = SCALE_32) -> Codes:
         levels = 1 << self.nominal_bits
         fine = self.nominal_bits == 8
         if not self.symmetric:
-            return Codes(self.block, levels - 1, None, _FINE[False] if fine else _RANGE_STEPS, SCALE_32)
+            return Codes(self.block, levels - 1, None, _FINE[False] if fine else _RANGE_STEPS, scale)
         middle = (levels - 1) / 2
         steps = tuple(sign * middle * share for sign in (1, -1) for share in (_FINE[True] if fine else _PEAK_STEPS))
-        return Codes(self.block, levels - 1, levels // 2, steps, SCALE_32)
+        return Codes(self.block, levels - 1, levels // 2, steps, scale)
 
     def _fields(self, quantized: Quantized) -> tuple[U8, F32, U8]:
         """Codes (rows, columns), scales and zero points (rows, blocks), checked."""

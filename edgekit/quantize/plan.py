@@ -11,6 +11,7 @@ from functools import cached_property
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import GridError, StrictError
 from edgekit.grids import get
+from edgekit.grids.threebit import ThreeBitGrid
 from edgekit.options import Container
 
 
@@ -73,6 +74,11 @@ class Plan:
         return not any(entry.tensor.rule.kind == "head" for entry in self.entries)
 
     @property
+    def own_operators(self) -> tuple[Entry, ...]:
+        """Matrices that only edgekit's own operators of ONNX Runtime read."""
+        return tuple(e for e in self.entries if e.tensor.rule.matrix and isinstance(get(e.grid), ThreeBitGrid))
+
+    @property
     def main_grid(self) -> str:
         """The grid that holds most bytes of the linear layers."""
         return self.shares(linear_only=True).most_common(1)[0][0]
@@ -107,7 +113,7 @@ class Plan:
             )
             text += f"not a {self.bits}-bit model"
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
-            text += f"; its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
+            text += f"; portable: its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
         return text
 
 
@@ -218,5 +224,5 @@ def refuse_fallbacks(plan: Plan) -> None:
             f"{len(stored)} linear layers would keep {plan.bits}-bit codes in 4 bits each, since stock onnxruntime has "
             f"no {plan.bits}-bit kernel",
             expected=f"{plan.bits} bits in the file",
-            remedy="drop --strict, or ask for 4 bits",
+            remedy="drop --strict or --portable, or ask for 4 bits",
         )

@@ -1,1 +1,1 @@
-"""Weights of 3 bits for ONNX Runtime: the packing and the library of edgekit's own operator."""
+"""Weights of 3 bits for ONNX Runtime: the library of edgekit's own operator. Their format is in edgekit.grids."""

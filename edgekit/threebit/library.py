@@ -40,7 +40,7 @@ _LAST_WORDS = 600
 
 
 def host_library(*, offline: bool = False, progress: Progress | None = None) -> Path:
-    """The library for this machine, out of the cache or compiled now (about 20 seconds).
+    """The library for this machine: installed with edgekit, out of the cache, or compiled now (about 20 seconds).
 
     Register it with `onnxruntime.SessionOptions.register_custom_ops_library`.
 
@@ -50,6 +50,8 @@ def host_library(*, offline: bool = False, progress: Progress | None = None) -> 
         DownloadError: ONNX Runtime's header is not to be had.
         OutputError: the cache cannot be written.
     """
+    if (installed := packaged()).is_file():
+        return installed
     compiler = _compiler()
     settings = [f"{name}={os.environ.get(name, '')}" for name in _SETTINGS]
     key = _digest(platform.machine(), *compiler, _version_of(compiler), *settings, source_digest())
@@ -61,6 +63,11 @@ def host_library(*, offline: bool = False, progress: Progress | None = None) -> 
                     _compile_for_host(fresh, compiler, header)
     cache.mark_used(place)
     return place / LIBRARY
+
+
+def packaged() -> Path:
+    """Where the wheel that a bundle carries has the library, compiled for its board; elsewhere there is none."""
+    return Path(__file__).with_name(LIBRARY)
 
 
 def _compile_for_host(folder: Path, compiler: Sequence[str], header: Path) -> None:

@@ -16,7 +16,8 @@ from edgekit.options import Container, Options  # noqa: E402
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("form", ["gguf", pytest.param("onnx", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
 def test_gemma_from_its_gguf_file_to_a_bundle(form: Container, tmp_path: Path) -> None:
     """Parity is checked by the build itself; here it is what the bundle says of it, and that it speaks."""
     file = Path(package.assemble(tmp_path / "gemma-3-270m-q4_k_m.gguf"))

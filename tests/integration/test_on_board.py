@@ -146,6 +146,7 @@ def test_on_the_a76_the_bundle_answers(on_a76: Installed, engine: str) -> None:
         assert "Paris" in done.stdout
 
 
+@pytest.mark.nightly
 def test_without_a_connection_bench_sh_writes_what_the_host_reads(on_a76: Installed, tmp_path: Path) -> None:
     words = ["--protocol", "smoke", "--format", "gguf", "--emulated", "--json", "out/bench.json"]
     command = ["sh", "-c", 'mkdir -p out && sh "$0" "$@"', f"{on_a76.place}/bench.sh", *words]

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import DownloadError, MissingDependencyError
-from edgekit.grids import Quantized
-from edgekit.threebit import library, packing
+from edgekit.grids import Quantized, get
+from edgekit.grids.threebit import CHUNK_COLUMNS
+from edgekit.threebit import library
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -55,7 +56,12 @@ def kernel(request: pytest.FixtureRequest, operators: Path, monkeypatch: pytest.
 def matrix(shape: tuple[int, int], block: int = 32, seed: int = 0) -> Quantized:
     """Normal weights on the grid, with scales in float16."""
     weights = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return packing.with_half_scales(packing.grid_of(f"int3-sym-b{block}").quantize(weights))
+    return get(f"int3-sym-b{block}").quantize(weights)
+
+
+def packed_of(quantized: Quantized) -> dict[str, NDArray[Any]]:
+    """Its initializers."""
+    return get(quantized.grid).pack(quantized)
 
 
 def activations(*shape: int, seed: int = 1) -> F32:
@@ -68,7 +74,7 @@ def activations(*shape: int, seed: int = 1) -> F32:
 def attributes(quantized: Quantized, level: int = 4, **changes: Any) -> dict[str, Any]:
     """Of a sound node; a change to None leaves one out."""
     rows, columns = quantized.shape
-    block = packing.grid_of(quantized.grid).block
+    block = get(quantized.grid).block
     sound = {"K": columns, "N": rows, "bits": 3, "block_size": block, "accuracy_level": level}
     return {name: value for name, value in {**sound, **changes}.items() if value is not None}
 
@@ -106,7 +112,7 @@ def product(
     quantized: Quantized, x: F32, operators: Path, *, level: int = 4, bias: F32 | None = None, threads: int = 1
 ) -> F32:
     """What the operator yields."""
-    tensors = packing.pack(quantized) | ({} if bias is None else {"bias": bias})
+    tensors = packed_of(quantized) | ({} if bias is None else {"bias": bias})
     made = session(model(tensors, attributes(quantized, level)), operators, threads)
     result: F32 = made.run(None, {"x": x})[0]
     return result
@@ -114,17 +120,17 @@ def product(
 
 def exact(quantized: Quantized, x: F32, bias: F32 | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
     """The product in float64, and the sum of the magnitudes that went into it."""
-    weights = packing.grid_of(quantized.grid).dequantize(quantized).astype(np.float64)
+    weights = get(quantized.grid).dequantize(quantized).astype(np.float64)
     added = np.zeros(quantized.shape[0]) if bias is None else bias.astype(np.float64)
     return x @ weights.T + added, np.abs(x).astype(np.float64) @ np.abs(weights).T + np.abs(added)
 
 
 def bound(quantized: Quantized, x: F32) -> NDArray[Any]:
     """Most that 8-bit activations may change: half a step of each, times the magnitude of its weight."""
-    weights = np.abs(packing.grid_of(quantized.grid).dequantize(quantized)).astype(np.float64)
+    weights = np.abs(get(quantized.grid).dequantize(quantized)).astype(np.float64)
     total = np.zeros((*x.shape[:-1], quantized.shape[0]))
-    for begin in range(0, quantized.shape[1], packing.CHUNK_COLUMNS):
-        columns = slice(begin, begin + packing.CHUNK_COLUMNS)
+    for begin in range(0, quantized.shape[1], CHUNK_COLUMNS):
+        columns = slice(begin, begin + CHUNK_COLUMNS)
         step = np.abs(x[..., columns]).max(axis=-1, keepdims=True).astype(np.float64) / 127
         total += step / 2 * weights[:, columns].sum(axis=1)
     return total
@@ -212,7 +218,7 @@ def test_zeros_and_numbers_that_are_none(kernel: str, operators: Path) -> None:
 def test_unaligned_initializers(before: int, level: int, kernel: str, operators: Path, tmp_path: Path) -> None:
     """A file of weights in which each tensor begins where the one before it ends."""
     quantized, x, bias = matrix((16, 96)), activations(3, 96), activations(16)
-    packed = packing.pack(quantized) | {"bias": bias}
+    packed = packed_of(quantized) | {"bias": bias}
     stored = onnx.load_from_string(model(packed, attributes(quantized, level)))
     stored.graph.initializer.insert(0, onnx.numpy_helper.from_array(np.zeros(before, np.uint8), "first"))
     stored.graph.node.append(onnx.helper.make_node("Identity", ["first"], ["z"]))
@@ -243,7 +249,7 @@ def test_unaligned_activations_and_results(rows: int, level: int, kernel: str, o
     x, y = unaligned(rows, 100), unaligned(rows, 20)
     x[...] = activations(rows, 100)
     expected = product(quantized, x.copy(), operators, level=level)
-    made = session(model(packing.pack(quantized), attributes(quantized, level)), operators)
+    made = session(model(packed_of(quantized), attributes(quantized, level)), operators)
     np.testing.assert_array_equal(made.run(None, {"x": x})[0], expected)
     binding = made.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
@@ -254,7 +260,7 @@ def test_unaligned_activations_and_results(rows: int, level: int, kernel: str, o
 
 def test_a_bias_may_be_left_out_by_name(operators: Path) -> None:
     quantized, x = matrix((16, 64)), activations(2, 64)
-    packed = packing.pack(quantized)
+    packed = packed_of(quantized)
     node = onnx.load_from_string(model(packed, attributes(quantized)))
     node.graph.node[0].input.append("")
     found = session(node.SerializeToString(), operators).run(None, {"x": x})[0]
@@ -326,12 +332,12 @@ print(anonymous() - before)
 def test_wrong_attributes_are_refused(changes: dict[str, Any], words: str, operators: Path) -> None:
     quantized = matrix((16, 64))
     with pytest.raises(Exception, match=words) as refused:
-        session(model(packing.pack(quantized), attributes(quantized, **changes)), operators)
+        session(model(packed_of(quantized), attributes(quantized, **changes)), operators)
     assert type(refused.value).__module__.startswith("onnxruntime")
 
 
 def wrong_tensors(change: str) -> dict[str, NDArray[Any]]:
-    packed = packing.pack(matrix((16, 64))) | {"bias": np.zeros(16, np.float32)}
+    packed = packed_of(matrix((16, 64))) | {"bias": np.zeros(16, np.float32)}
     match change:
         case "flat codes":
             packed["B"] = packed["B"].reshape(-1)
@@ -369,13 +375,13 @@ def test_wrong_tensors_are_refused(change: str, operators: Path) -> None:
 
 @pytest.mark.parametrize("name", BIASED)
 def test_tensors_from_outside_are_refused(name: str, operators: Path) -> None:
-    tensors = packing.pack(matrix((16, 64))) | {"bias": np.zeros(16, np.float32)}
+    tensors = packed_of(matrix((16, 64))) | {"bias": np.zeros(16, np.float32)}
     with pytest.raises(Exception, match="expected an initializer"):
         session(model(tensors, attributes(matrix((16, 64))), inputs=[name]), operators)
 
 
 def test_missing_inputs_are_refused(operators: Path) -> None:
-    packed = packing.pack(matrix((16, 64)))
+    packed = packed_of(matrix((16, 64)))
     for tensors in ({}, {"B": packed["B"]}):
         with pytest.raises(Exception, match=r"input|Input") as refused:
             session(model(tensors, attributes(matrix((16, 64)))), operators)
@@ -384,7 +390,7 @@ def test_missing_inputs_are_refused(operators: Path) -> None:
 
 def test_activations_of_another_type_are_refused(operators: Path) -> None:
     quantized = matrix((16, 64))
-    data = model(packing.pack(quantized), attributes(quantized), x_type=onnx.TensorProto.FLOAT16)
+    data = model(packed_of(quantized), attributes(quantized), x_type=onnx.TensorProto.FLOAT16)
     with pytest.raises(Exception, match=r"type|Type"):
         session(data, operators)
 
@@ -393,7 +399,7 @@ def test_activations_of_another_type_are_refused(operators: Path) -> None:
 @pytest.mark.parametrize("level", [0, 4])
 def test_activations_of_another_shape_are_refused(shape: tuple[int, ...], level: int, operators: Path) -> None:
     quantized = matrix((16, 64))
-    made = session(model(packing.pack(quantized), attributes(quantized, level)), operators)
+    made = session(model(packed_of(quantized), attributes(quantized, level)), operators)
     with pytest.raises(Exception, match="the activations have shape"):
         made.run(None, {"x": np.ones(shape, np.float32)})
     assert np.isfinite(made.run(None, {"x": np.ones((1, 64), np.float32)})[0]).all(), "the session goes on"
@@ -403,4 +409,4 @@ def test_unknown_kernels_are_refused(operators: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv(library.KERNEL_VARIABLE, "mmx")
     quantized = matrix((16, 64))
     with pytest.raises(Exception, match=r"no kernel 'mmx' .* portable"):
-        session(model(packing.pack(quantized), attributes(quantized)), operators)
+        session(model(packed_of(quantized), attributes(quantized)), operators)

@@ -146,7 +146,7 @@ def _missing_onnx(path: Path, made: Matrices) -> list[str]:
     nodes = [
         tuple(to_array(arrays[name]) for name in node.input[1:3])
         for node in model.graph.node
-        if node.op_type == "MatMulNBits" and node.input[1] in arrays
+        if node.op_type in ("MatMulNBits", "MatMul3Bits") and node.input[1] in arrays
     ]
     return [name for name, matrix in made.items() if not any(_holds(node, matrix) for node in nodes)]
 
@@ -155,7 +155,7 @@ def _holds(node: tuple[NDArray[Any], ...], matrix: Quantized) -> bool:
     """Whether rows of the node are the matrix's; one node may hold several matrices."""
     packed = get(matrix.grid).pack(matrix)
     codes, scales = (array.reshape(len(node[0]), -1) for array in node)
-    own = [packed["B"].reshape(len(packed["B"]), -1), packed["scales"]]
+    own = [packed[part].reshape(len(packed["B"]), -1) for part in ("B", "scales")]
     if codes.shape[1] != own[0].shape[1] or scales.shape[1] != own[1].shape[1]:
         return False
     starts = range(len(codes) - len(own[0]) + 1)

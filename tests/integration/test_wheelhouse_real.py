@@ -31,6 +31,7 @@ from edgekit.errors import WheelError
 from edgekit.options import Container, Options, RuntimeOptions
 from edgekit.progress import Quiet
 from edgekit.targets import Target
+from edgekit.threebit.library import LIBRARY, host_library
 
 pytestmark = pytest.mark.integration
 
@@ -112,9 +113,9 @@ def installed_llama(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def bundle(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a tiny model whose runtime is for this very machine."""
+    """A bundle of a tiny model whose runtime is for this very machine, edgekit's own operators included."""
     folder = tmp_path_factory.mktemp("real")
-    options = Options(formats=("gguf", "onnx"), sequences=2, length=24)
+    options = Options(bits=3, formats=("gguf", "onnx"), sequences=2, length=24)
     built = edgekit.build(sound, output=folder, options=options).bundle
     source, native = installed_llama(folder)
     record = NativeRecord(
@@ -125,8 +126,9 @@ def bundle(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "build_native", lambda *_args, **_options: Native(native, record))
         patch.setattr(wheelhouse, "sdist", lambda *_args: SimpleNamespace(folder=source))
+        patch.setattr(package, "build_operators", lambda *_args, **_options: SimpleNamespace(library=host_library()))
         patch.setattr(audit, "audit_bundle", lambda *_args, **_options: checked)
-        package.package(this_machine(folder), ENGINES, built, RuntimeOptions(), Quiet())
+        package.package(this_machine(folder), ENGINES, built, RuntimeOptions(), Quiet(), operators=True)
     write_manifest(built, from_json((built / MANIFEST).read_bytes()))
     return Path(shutil.copytree(built, folder / "the board's own copy"))
 
@@ -173,6 +175,14 @@ def test_every_verb_of_a_board_works(bundle: Path, on_board: Callable[..., str],
     on_board(python, "-I", "-m", "edgekit", "inspect", bundle / "gguf" / "model.gguf")
     assert "rpi5" in on_board(python, "-I", "-m", "edgekit", "targets")
     open_bundle(bundle)  # nothing was written into it
+
+
+def test_it_has_the_operators_that_its_model_needs(on_board: Callable[..., str], python: Path) -> None:
+    where = "import pathlib, edgekit.threebit.library as library; print(library.host_library(offline=True))"
+    said = on_board(python, "-I", "-c", where).strip()
+    assert said == str(
+        python.parents[1] / "lib" / f"python{PYTHON}" / "site-packages" / "edgekit" / "threebit" / LIBRARY
+    )
 
 
 def test_what_is_left_out_is_not_there(on_board: Callable[..., str], python: Path) -> None:

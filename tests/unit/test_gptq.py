@@ -15,7 +15,18 @@ from edgekit.quantize.gptq import output_error, round_matrix
 
 F32 = NDArray[np.float32]
 SCALAR = sorted(name for name in GRIDS if is_scalar(name))
-CHEAP = ("Q4_0", "Q4_1", "IQ4_NL", "Q3_K", "Q4_K", "Q2_0", "int4-sym-b32", "int4-asym-b32", "int3-asym-b64")
+CHEAP = (
+    "Q4_0",
+    "Q4_1",
+    "IQ4_NL",
+    "Q3_K",
+    "Q4_K",
+    "Q2_0",
+    "int4-sym-b32",
+    "int4-asym-b32",
+    "int3-asym-b64-portable",
+    "int3-sym-b64",
+)
 
 
 def _weights(rows: int, columns: int, seed: int = 0) -> F32:

@@ -87,10 +87,12 @@ def matmul(grid: OnnxGrid, arrays: dict[str, NDArray[Any]], x: F32, rows: int, *
 
 
 def test_a_stored_code_outside_eight_levels_is_refused() -> None:
-    grid = ONNX_GRIDS["int3-sym-b32"]
+    grid = ONNX_GRIDS["int3-sym-b32-portable"]
     packed = grid.pack(grid.quantize(normal(2, 64)))
     packed["B"][0, 0, 0] = 0xF8
-    with pytest.raises(FileFormatError, match="stored codes run from 4 to 15; expected 4 to 11 for int3-sym-b32"):
+    with pytest.raises(
+        FileFormatError, match="stored codes run from 4 to 15; expected 4 to 11 for int3-sym-b32-portable"
+    ):
         grid.unpack(packed, (2, 64))
 
 
@@ -133,9 +135,9 @@ def test_rows_with_a_short_last_block_survive_pack_and_unpack(name: str) -> None
 
 
 def test_three_bit_codes_use_eight_levels_around_the_stock_zero_point() -> None:
-    codes = ONNX_GRIDS["int3-sym-b32"].quantize(normal(64, 256)).fields["codes"]
+    codes = ONNX_GRIDS["int3-sym-b32-portable"].quantize(normal(64, 256)).fields["codes"]
     assert (codes.min(), codes.max()) == (4, 11)
-    asym = ONNX_GRIDS["int3-asym-b64"].quantize(normal(64, 256)).fields
+    asym = ONNX_GRIDS["int3-asym-b64-portable"].quantize(normal(64, 256)).fields
     assert (asym["codes"].min(), asym["codes"].max()) == (0, 7)
     assert asym["zero_points"].max() <= 7
 
@@ -154,7 +156,9 @@ def test_matmulnbits_multiplies_by_the_decoded_weights(name: str, rows: int, col
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["int4-sym-b32", "int4-asym-b64", "int8-sym-b32", "int8-asym-b128", "int3-sym-b32"])
+@pytest.mark.parametrize(
+    "name", ["int4-sym-b32", "int4-asym-b64", "int8-sym-b32", "int8-asym-b128", "int3-sym-b32-portable"]
+)
 def test_the_fast_kernel_agrees_within_the_error_of_eight_bit_activations(name: str) -> None:
     grid = ONNX_GRIDS[name]
     quantized = grid.quantize(normal(96, 512))
@@ -198,7 +202,9 @@ def test_no_block_is_worse_than_with_the_plain_scale(name: str, seed: int, sprea
     assert (search_error(grid, matrix) <= plain * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize(("name", "share"), [("int4-sym-b32", 0.95), ("int4-asym-b128", 0.93), ("int3-sym-b64", 0.92)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("int4-sym-b32", 0.95), ("int4-asym-b128", 0.93), ("int3-sym-b64-portable", 0.92)]
+)
 def test_the_search_lowers_the_error_of_normal_weights(name: str, share: float) -> None:
     grid, weights = ONNX_GRIDS[name], normal(64, 1024)
     assert search_error(grid, weights).sum() < share * plain_error(grid, weights).sum()

@@ -62,7 +62,7 @@ def test_strict_refuses_three_bits_where_rows_do_not_allow_them() -> None:
 
 def test_strict_refuses_three_bit_codes_in_four_bits() -> None:
     with pytest.raises(StrictError, match="210 linear layers would keep 3-bit codes in 4 bits each.*no 3-bit kernel"):
-        refuse_fallbacks(plan(SMOLLM2, "onnx", 3))
+        refuse_fallbacks(choose(spec(SMOLLM2), load("rpi5"), "onnx", 3, portable=True))
 
 
 @pytest.mark.parametrize(("container", "bits"), list(itertools.product(["gguf", "onnx"], [4, 8])))
@@ -125,8 +125,13 @@ def test_three_bits_in_onnx_say_what_they_are() -> None:
     made = plan(SMOLLM2, "onnx", 3)
     assert grids(made)["attn_q"] == {"int3-sym-b32"}
     assert grids(made)["embedding"] == {"embed-int8-sym-b32"}
-    blocks = LINEAR // 32
-    assert made.nbytes == blocks * (16 + 4) + EMBEDDING // 32 * (32 + 4) + NORMS * 4
+    blocks, table = LINEAR // 32, EMBEDDING // 32 * (32 + 4)
+    assert made.nbytes == blocks * (12 + 2) + table + NORMS * 4
+    assert made.title() == "3 bits requested, 4.67 bits per weight in the file"
+    refuse_fallbacks(made)
+    made = choose(spec(SMOLLM2), load("rpi5"), "onnx", 3, portable=True)
+    assert grids(made)["attn_q"] == {"int3-sym-b32-portable"}
+    assert made.nbytes == blocks * (16 + 4) + table + NORMS * 4
     assert "3-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size" in made.title()
 
 

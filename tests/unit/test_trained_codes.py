@@ -36,11 +36,12 @@ Header = dict[str, Any]
 
 
 def quantized(shape: tuple[int, int], grid: str, seed: int = 0) -> Quantized:
-    """Random codes and float32 scales that no search would find."""
+    """Random codes and scales that no search would find."""
     generator, known = np.random.default_rng(seed), get(grid)
     weights = generator.normal(0, 0.05, shape).astype(np.float32)
     matrix = known.quantize(weights)
-    return replace(matrix, fields={**matrix.fields, "scales": matrix.fields["scales"] * np.float32(0.93)})
+    scales = matrix.fields["scales"]
+    return replace(matrix, fields={**matrix.fields, "scales": (scales * np.float32(0.93)).astype(scales.dtype)})
 
 
 def write(folder: Path, grid: str = GRIDS[0]) -> dict[str, Quantized]:
@@ -121,11 +122,11 @@ WRONG: dict[str, tuple[Callable[[Arrays, Header], Any], str]] = {
     "codes transposed": (_field("codes", lambda a: np.ascontiguousarray(a[:, :1].T)), "of shape"),
     "flat codes": (_field("codes", lambda a: a.reshape(-1)), "of shape"),
     "too few scales": (_field("scales", lambda a: np.ascontiguousarray(a[:, :1])), "scales"),
-    "half scales": (_field("scales", lambda a: a.astype(np.float16)), "float16"),
+    "wide scales": (_field("scales", lambda a: a.astype(np.float32)), "float32"),
     "codes as 64 bits": (_field("codes", lambda a: a.astype(np.int64)), "as I64"),
     "codes as truth": (_field("codes", lambda a: a.astype(bool)), "as BOOL"),
-    "NaN scale": (_field("scales", lambda a: a * np.float32(np.nan)), "NaN or infinite"),
-    "infinite scale": (_field("scales", lambda a: a * np.float32(np.inf)), "NaN or infinite"),
+    "NaN scale": (_field("scales", lambda a: np.full_like(a, np.nan)), "NaN or infinite"),
+    "infinite scale": (_field("scales", lambda a: np.full_like(a, np.inf)), "NaN or infinite"),
 }  # fmt: skip
 
 
@@ -270,7 +271,7 @@ def test_nobody_takes_them_for_weights(model: Path) -> None:
 
 def test_every_stage_depends_on_them(model: Path) -> None:
     whole = model_digests(open_checkpoint(model))
-    edit(model, _field("scales", lambda array: array * np.float32(2)))
+    edit(model, _field("scales", lambda array: array + array))
     other = model_digests(open_checkpoint(model))
     assert {name for name in whole if whole[name] != other[name]} == {trained.FILE}
     shutil.rmtree(model / "edgekit")
