@@ -120,7 +120,7 @@ def _make(job: _Job, setup: Setup, work: Path, place: Path, lock: int, progress:
         f"The runtime for {job.cpu.mtune or job.cpu.march} is compiled once: "
         + ("an earlier compile goes on." if resumed else "about 10 to 20 minutes of CPU time; then it is cached.")
     )
-    with _in_use(setup):
+    with in_use(setup):
         if setup.first_use and not resumed:
             progress.note(setup.first_use)
         with progress.step("Configure llama.cpp"):
@@ -137,7 +137,7 @@ def _make(job: _Job, setup: Setup, work: Path, place: Path, lock: int, progress:
 
 
 @contextmanager
-def _in_use(setup: Setup) -> Iterator[None]:
+def in_use(setup: Setup) -> Iterator[None]:
     """Nobody cleans the compiler's own cache while this is held."""
     with ExitStack() as held:
         for folder in setup.caches:

@@ -13,6 +13,7 @@ import msgspec
 from edgekit import cache
 from edgekit.crossbuild import recipe
 from edgekit.crossbuild.model import Cpu, Setup, cpu_of, same_glibc
+from edgekit.crossbuild.native import in_use
 from edgekit.crossbuild.toolchains import chosen
 from edgekit.files import cache_dir, sha256, whole_folder
 from edgekit.making import making
@@ -20,7 +21,7 @@ from edgekit.progress import Progress
 from edgekit.targets import Target
 from edgekit.threebit import headers, library
 
-SUM = "SHA256"
+SUM, LICENCES = "SHA256", "LICENSES"
 _NAMED = re.compile(r"[^a-z0-9.+-]")
 
 
@@ -29,7 +30,7 @@ class Operators:
     """The library for one CPU."""
 
     folder: Path
-    """In the cache: the library and :data:`SUM`."""
+    """In the cache: the library, :data:`SUM`, and in :data:`LICENCES` those of what is linked into it."""
 
     @property
     def library(self) -> Path:
@@ -62,8 +63,13 @@ def build_operators(target: Target, *, toolchain: str = "zig", offline: bool = F
         same_glibc(setup, target, compiler.name)
         place = cache_dir() / cache.RUNTIMES / f"{work.name}-{_digest((setup.flags, definitions(cpu)))}"
         if not finished(place):
-            with progress.step(f"Operators for ONNX Runtime on {core}"), whole_folder(place, force=True) as fresh:
-                _compile(work.absolute(), setup, (*definitions(cpu), f"-DEDGEKIT_ORT_HEADERS={header}"), lock, fresh)
+            asked = (*definitions(cpu), f"-DEDGEKIT_ORT_HEADERS={header}")
+            with (
+                progress.step(f"Operators for ONNX Runtime on {core}"),
+                in_use(setup),
+                whole_folder(place, force=True) as fresh,
+            ):
+                _compile(work.absolute(), setup, asked, lock, fresh)
         cache.mark_used(place)
         return Operators(place)
 
@@ -83,7 +89,7 @@ def definitions(cpu: Cpu) -> tuple[str, ...]:
 
 
 def _compile(work: Path, setup: Setup, asked: tuple[str, ...], lock: int, out: Path) -> None:
-    """Compile in `work`, a container sees what is there; the library and its sum go to `out`."""
+    """Compile in `work`, a container sees what is there; what comes of it goes to `out`."""
     tree, sources = recipe.Tree(work, work), work / "sources"
     shutil.rmtree(sources, ignore_errors=True)
     shutil.copytree(library.SOURCES, sources)
@@ -93,6 +99,9 @@ def _compile(work: Path, setup: Setup, asked: tuple[str, ...], lock: int, out: P
     recipe.run(compiled, tree, setup, lock, done="compiled", what="edgekit's operators")
     shutil.copyfile(tree.build / library.LIBRARY, out / library.LIBRARY)
     (out / SUM).write_text(sha256(out / library.LIBRARY), encoding="ascii")
+    (out / LICENCES).mkdir()
+    for name, path in setup.licences.items():
+        shutil.copyfile(path, out / LICENCES / name)
     shutil.rmtree(tree.build, ignore_errors=True)
     tree.log.unlink()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import edgekit
 from edgekit.crossbuild.llama_wheel import platform_tag
+from edgekit.crossbuild.operators import LICENCES
 from edgekit.crossbuild.wheel_files import Member, wheel_text, write
 from edgekit.errors import WheelError
-from edgekit.threebit.library import packaged
+from edgekit.threebit.library import LIBRARY, packaged
 
 _TAG = "py3-none-any"
 _SKIPPED = ("__pycache__", ".pyc", ".pyo")
@@ -21,7 +22,8 @@ def own_wheel(folder: Path, operators: Path | None = None) -> Path:
 
     Args:
         folder: where the wheel goes.
-        operators: the library with edgekit's operators, compiled for the board; None: without.
+        operators: folder with the library of edgekit's operators, compiled for the board, and with the licences of what
+            is linked into it; None: without.
 
     Raises:
         WheelError: the installed metadata are of another version than the code, as after an update of a checkout.
@@ -39,10 +41,11 @@ def own_wheel(folder: Path, operators: Path | None = None) -> Path:
     members |= {f"{info}/{name}": Member(text.encode()) for name, text in _described(distribution)}
     tag = _TAG
     if operators is not None:
-        tag = f"py3-none-{platform_tag([operators])}"
-        members[f"edgekit/{packaged().relative_to(package).as_posix()}"] = Member(
-            operators.read_bytes(), executable=True
-        )
+        library, licences = operators / LIBRARY, sorted((operators / LICENCES).glob("*"))
+        tag = f"py3-none-{platform_tag([library])}"
+        inside = f"edgekit/{packaged().relative_to(package).as_posix()}"
+        members[inside] = Member(library.read_bytes(), executable=True)
+        members |= {f"{info}/licenses/{path.name}": Member(path.read_bytes()) for path in licences}
     members[f"{info}/WHEEL"] = Member(wheel_text(tag, pure=operators is None))
     return write(folder / f"edgekit-{edgekit.__version__}-{tag}.whl", members)
 

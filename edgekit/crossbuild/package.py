@@ -101,7 +101,7 @@ def package(
 
 def _operators(target: Target, options: RuntimeOptions, progress: Progress) -> Path:
     found = build_operators(target, toolchain=options.toolchain, offline=options.offline, progress=progress)
-    return found.library
+    return found.folder
 
 
 def _copy_tools(native: Native, runtime: Path) -> tuple[Tool, ...]:

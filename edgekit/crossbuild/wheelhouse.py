@@ -64,7 +64,7 @@ def wheelhouse(
         out: a folder that is there.
         offline: take what is in the cache and download nothing.
         progress: where the downloads show.
-        operators: the library with edgekit's operators for ONNX Runtime, where the artefacts need it.
+        operators: folder with the library of edgekit's operators for ONNX Runtime, where the artefacts need it.
 
     Raises:
         WheelError: there is no wheel for that Python, C library or machine; a wheel or source archive is missing

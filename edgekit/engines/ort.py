@@ -49,8 +49,9 @@ def _asked(folder: Path) -> dict[str, Any]:
 
 
 def needs_operators(folder: Path) -> bool:
-    """Whether genai_config.json in `folder` names edgekit's operators. Which file it names does not matter: what is
-    loaded is edgekit's own, never a stranger's.
+    """Whether genai_config.json in `folder` names edgekit's operators.
+
+    A file of that name in `folder` may be anybody's: what is loaded is edgekit's own.
     """
     return _asked(folder).get(OPERATORS) == library.LIBRARY
 

@@ -43,7 +43,7 @@ def compiled(target: str) -> operators.Operators:
 
 def in_wheel(folder: Path, target: str, held_against: str) -> FileAudit:
     """The library in edgekit's wheel, held against a board."""
-    wheel = own_wheel(folder, compiled(target).library)
+    wheel = own_wheel(folder, compiled(target).folder)
     assert "none-manylinux_2_" in wheel.name
     assert wheel.name.endswith("_aarch64.whl")
     found = audit(folder, targets.load(held_against), start=False)

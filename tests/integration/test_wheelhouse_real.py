@@ -126,7 +126,9 @@ def bundle(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "build_native", lambda *_args, **_options: Native(native, record))
         patch.setattr(wheelhouse, "sdist", lambda *_args: SimpleNamespace(folder=source))
-        patch.setattr(package, "build_operators", lambda *_args, **_options: SimpleNamespace(library=host_library()))
+        patch.setattr(
+            package, "build_operators", lambda *_args, **_options: SimpleNamespace(folder=host_library().parent)
+        )
         patch.setattr(audit, "audit_bundle", lambda *_args, **_options: checked)
         package.package(this_machine(folder), ENGINES, built, RuntimeOptions(), Quiet(), operators=True)
     write_manifest(built, from_json((built / MANIFEST).read_bytes()))
