@@ -28,6 +28,7 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore",
     "PYTHONNOUSERSITE": "1",
+    "PYTHONUNBUFFERED": "1",  # else what it printed long ago comes after what it said of its end
 }
 _LAST_WORDS = 1 << 16
 _LONGEST_LINE = 300

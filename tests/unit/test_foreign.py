@@ -176,7 +176,8 @@ def test_role_and_layer_come_from_the_name(name: str, hf: str, layer: int | None
 # -- a child process
 
 
-def test_a_child_tells_its_last_line(tmp_path: Path) -> None:
+def test_a_child_tells_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     script = tmp_path / "exporter.py"
     script.write_text("import sys\nprint('first')\nsys.exit('the last\\x1b[31m words')\n")
     said = complaint(Path(sys.executable), script, [], output=tmp_path / "out")
