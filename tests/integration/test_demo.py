@@ -135,7 +135,10 @@ def test_three_bits_are_named_honestly() -> None:
     assert gguf["effective_bits"] > 4
     assert {e["grid"] for e in gguf["tensors"] if e["role"] == "ffn_down"} == {"Q3_K"}
     assert all(e["reason"] for e in gguf["tensors"] if e["role"] == "attn_q")
-    assert onnx["effective_bits"] > 5
+    assert 4.5 < onnx["effective_bits"] < 4.8, "3.5 in the linear layers, 9 in the embedding"
+    assert {e["grid"] for e in onnx["tensors"] if e["role"] == "attn_q"} == {"int3-sym-b32"}
+    (portable,) = json.loads(edgekit("plan", "--bits", "3", "--format", "onnx", "--portable", "--json").stdout)
+    assert portable["effective_bits"] > 5
     strict = edgekit("plan", "--bits", "3", "--format", "gguf", "--strict")
     assert strict.returncode == 22
     assert "256" in strict.stderr
