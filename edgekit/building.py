@@ -64,7 +64,7 @@ def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan
     if options.plan is not None:
         listed = read_plan(options.plan)
         followed = [follow(listed, checkpoint, target, name) for name in own]
-        refuse_own_operators(followed, options)
+        _refuse_own_operators(followed, options)
         return [_checked(plan, checkpoint, target, options) for plan in followed]
     return [
         _checked(
@@ -75,7 +75,7 @@ def plans(checkpoint: Checkpoint, target: Target, options: Options) -> list[Plan
     ]  # fmt: skip
 
 
-def refuse_own_operators(made: Sequence[Plan], options: Options) -> None:
+def _refuse_own_operators(made: Sequence[Plan], options: Options) -> None:
     """A plan file may name what --portable is to keep out."""
     for plan in made:
         if options.portable and (own := plan.own_operators):

@@ -39,7 +39,7 @@ class Operators:
 
 
 def build_operators(target: Target, *, toolchain: str = "zig", offline: bool = False, progress: Progress) -> Operators:
-    """Edgekit's operators compiled for a target's CPU by the toolchain that its llama.cpp is compiled by.
+    """The library with edgekit's operators, compiled for a target's CPU as its llama.cpp is.
 
     Raises:
         OptionError: the target is compiled for by nobody, or the toolchain is unknown.

@@ -74,8 +74,8 @@ def package(
 
     Raises:
         AuditError: something would not run on the board; names it.
-        WheelError, ToolchainError, OptionError, MissingDependencyError, OutputError: see :func:`prepare` and
-            :func:`edgekit.crossbuild.wheelhouse.wheelhouse`.
+        WheelError, ToolchainError, OptionError, MissingDependencyError, OutputError: see :func:`prepare`,
+            :func:`edgekit.crossbuild.operators.build_operators` and :func:`edgekit.crossbuild.wheelhouse.wheelhouse`.
     """
     _accelerated(target, formats, options, progress)
     native = prepare(target, options, progress) if "gguf" in formats else None

@@ -31,6 +31,7 @@ from edgekit.dispersion.fake import attach, detach  # noqa: E402
 from edgekit.errors import CorruptCheckpointError  # noqa: E402
 from edgekit.grids import get  # noqa: E402
 from edgekit.grids.base import Quantized  # noqa: E402
+from edgekit.grids.threebit import portable  # noqa: E402
 from edgekit.options import Container, Effort, Options  # noqa: E402
 from edgekit.progress import Advance, Quiet  # noqa: E402
 from edgekit.quantize import trained  # noqa: E402
@@ -39,7 +40,9 @@ from edgekit.quantize.plan_file import Listed, PlanFile  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
-HELD: Mapping[str, Container] = {"Q4_0": "gguf", "Q4_1": "gguf", "int3-sym-b32": "onnx", "int4-sym-b32": "onnx"}
+HELD: Mapping[str, Container] = {
+    "Q4_0": "gguf", "Q4_1": "gguf", "int3-sym-b32": "onnx", "int3-sym-b32-portable": "onnx", "int4-sym-b32": "onnx",
+}  # fmt: skip
 EMBEDDING: Mapping[Container, str] = {"gguf": "Q8_0", "onnx": "embed-int8-sym-b32"}
 _WIDER = 1.7
 """Steps that much larger leave codes unused, which no search for the best scale would."""
@@ -266,6 +269,18 @@ def test_what_was_not_trained_is_rounded_around_them(grid: str, effort: Effort, 
     assert artefact.codes["trained"] > artefact.codes["own"] > 0
     assert artefact.codes.get("GPTQ", 0) + artefact.codes.get("learned", 0) > 0.1
     assert "GPTQ" in built.report.calibration
+
+
+@pytest.mark.parametrize("effort", ["fast", "good"])
+def test_trained_for_our_operator_they_are_the_same_weights_for_stock_onnxruntime(
+    effort: Effort, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    made = train(folder, "int3-sym-b32", chosen=lambda name: effort == "fast" or "layers.1" in name)
+    built, notes = build(folder, tmp_path / "out", "int3-sym-b32-portable", effort)
+    stock = {name: portable(matrix) for name, matrix in made.items()}
+    assert missing(built.bundle, open_checkpoint(folder), stock) == []
+    assert not any("quantized anew" in line for line in notes.said)
 
 
 def test_other_codes_of_the_same_weights_are_another_build(tmp_path: Path) -> None:
