@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.demo import demo_checkpoint, packaged_gguf
 from edgekit.checkpoint.writing import Slot, ordered, write_safetensors
+from edgekit.errors import OutputExistsError
 from edgekit.export.gguf import checkpoint_rows
 from edgekit.files import cache_dir, whole_folder
 from edgekit.grids import get
@@ -73,7 +75,8 @@ def cached() -> Checkpoint:
     out = cache_dir() / "benchmarks" / "smollm2-135m-dithered"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        return dithered(out)
+        with suppress(OutputExistsError):  # another process was faster
+            return dithered(out)
     return open_checkpoint(
         out, name="smollm2-135m-dithered", source="the demo model, dithered (benchmarks/dithered.py)"
     )

@@ -54,8 +54,9 @@ def our_matrix(shape: tuple[int, int], block: int) -> dict[str, NDArray[Any]]:
 def their_matrix(shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
     """The same for 4 bits."""
     random, grid = np.random.default_rng(0), get("int4-sym-b32")
-    scales = (0.01 * (1 + random.random((shape[0], -(-shape[1] // 32))))).astype(np.float32)
-    return grid.pack(Quantized(grid.name, shape, {"codes": random.integers(0, 16, shape, np.uint8), "scales": scales}))
+    scales = (0.01 * (1 + random.random((shape[0], -(-shape[1] // 32))))).astype(np.float16)
+    fields = {"codes": random.integers(0, 16, shape, np.uint8), "scales": scales}
+    return {**grid.pack(Quantized(grid.name, shape, fields)), "scales": scales.astype(np.float32)}
 
 
 def graph(shape: tuple[int, int], operator: str, domain: str, matrix: dict[str, NDArray[Any]], bits: int, block: int,

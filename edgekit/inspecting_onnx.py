@@ -110,16 +110,25 @@ def _size(path: Path, location: str) -> int | None:
         return None
 
 
+def _quantized(nodes: Sequence[Any]) -> Iterator[tuple[Any, list[str]]]:
+    """Quantized operators and their codes, scales and zero points; what a Cast only widens goes by its own name."""
+    widened = {n.output[0]: n.input[0] for n in nodes if n.op_type == "Cast" and n.input and n.output}
+    for node in nodes:
+        places = _INPUTS.get(node.op_type, ())
+        if places:
+            yield node, [widened.get(node.input[i], node.input[i]) for i in places if i < len(node.input)]
+
+
 def _kinds(nodes: Sequence[Any], tensors: Mapping[str, Any]) -> dict[str, str]:
     """What each initializer is for: part of a quantized matrix, or its plain type."""
     from onnx import TensorProto
 
     types = {number: name.lower() for name, number in TensorProto.DataType.items()}
     kinds = {name: f"{types.get(tensor.data_type, 'unknown type')}, not quantized" for name, tensor in tensors.items()}
-    for node in nodes:
-        for place, part in zip(_INPUTS.get(node.op_type, ()), _PARTS, strict=False):
-            if place < len(node.input) and node.input[place] in kinds:
-                kinds[node.input[place]] = f"{part} of {_attributes(node)['bits']}-bit matrices"
+    for node, names in _quantized(nodes):
+        for name, part in zip(names, _PARTS, strict=False):
+            if name in kinds:
+                kinds[name] = f"{part} of {_attributes(node)['bits']}-bit matrices"
     return kinds
 
 
@@ -141,12 +150,11 @@ def _weights(node: Any, tensors: Mapping[str, Any]) -> int:
 def _matrices(nodes: Sequence[Any], tensors: Mapping[str, Any], places: Mapping[str, _Stored]) -> list[Row]:
     """Quantized operators by bits and block, with weights and bits per weight, scales and zero points included."""
     groups: dict[tuple[str, int, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for node in nodes:
-        if node.op_type in _INPUTS:
-            settings = _attributes(node)
-            used = [node.input[i] for i in _INPUTS[node.op_type] if i < len(node.input) and node.input[i] in places]
-            row = groups[node.op_type, settings["bits"], settings["block_size"]]
-            row[:] = row[0] + 1, row[1] + _weights(node, tensors), row[2] + sum(places[name].nbytes for name in used)
+    for node, names in _quantized(nodes):
+        settings = _attributes(node)
+        row = groups[node.op_type, settings["bits"], settings["block_size"]]
+        nbytes = sum(places[name].nbytes for name in names if name in places)
+        row[:] = row[0] + 1, row[1] + _weights(node, tensors), row[2] + nbytes
     return [
         {"operator": op, "bits": bits, "block": block, "nodes": count,
          "parameters": weights if weights > 0 else None, "bytes": nbytes,

@@ -150,7 +150,9 @@ class OnnxRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     accuracy_level: Annotated[int, Meta(ge=0, le=4, description="MatMulNBits; 4: int8 activations.")] = 4
     embedding_bits: Annotated[Literal[4, 8], Meta(description="Bits of the embedding and a tied head.")] = 8
     threads: Annotated[int, Meta(ge=0, le=1024, description="Intra-op threads; 0: all cores.")] = 0
-    ram_multiplier: Annotated[float, Meta(ge=1, le=10, description="RAM for weights while loading ÷ file size.")] = 2.0
+    ram_multiplier: Annotated[
+        float, Meta(ge=1, le=10, description="RAM for weights while loading ÷ their bytes, scales in float32.")
+    ] = 2.0
     fast: Annotated[
         tuple[OnnxFormat, ...],
         Meta(max_length=32, description="Formats that a plan under a budget may choose from, as far as bits allows."),

@@ -31,6 +31,8 @@ DATA = "model.onnx.data"
 _ALIGN = 64
 _INLINE = 1024
 """Bytes; what is larger goes to the data file."""
+_WIDE = ".float32"
+"""Ends the name of scales behind the node that widens them."""
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
 _FLOATS = {TensorProto.FLOAT: "F32", TensorProto.FLOAT16: "F16"}
 
@@ -161,6 +163,7 @@ class OnnxSource:
         for node in model.graph.node:
             entry = entries.get(node.name)
             nodes += [node] if entry is None else _quantized(node, entry, made[entry.tensor.gguf], level)
+        nodes = [_widening(parts) for parts in made.values()] + nodes
         nodes = _needed(nodes, [output.name for output in model.graph.output])
         used = {name for node in nodes for name in _reads(node)}
         tensors = [t for parts in made.values() for t in parts.values() if t.name in used]
@@ -225,12 +228,19 @@ def _initializers(data: _Data, name: str, packed: Mapping[str, NDArray[Any]]) ->
     return made
 
 
+def _widening(parts: Mapping[str, TensorProto]) -> onnx.NodeProto:
+    """The node that gives scales in float32; onnxruntime computes it once, when it loads the model."""
+    name = parts["scales"].name
+    return helper.make_node("Cast", [name], [f"{name}{_WIDE}"], name=f"{name}{_WIDE}", to=TensorProto.FLOAT)
+
+
 def _quantized(
     node: onnx.NodeProto, entry: Entry, parts: Mapping[str, TensorProto], level: int
 ) -> list[onnx.NodeProto]:
     """What computes the same as `node` with codes."""
     grid, (rows, columns) = get(entry.grid), entry.tensor.shape
-    side = [parts[key].name for key in ("scales", "zero_points") if key in parts]
+    points = parts.get("zero_points")
+    side = [f"{parts['scales'].name}{_WIDE}", *([points.name] if points is not None else [])]
     if node.op_type == "Gather":
         return [
             helper.make_node(
@@ -290,7 +300,7 @@ def _decoded(path: Path, columns: Mapping[str, int]) -> Iterator[tuple[str, F32]
         name = node.input[first].rsplit(".", 1)[0]
         if name not in seen:
             seen.add(name)
-            arrays = [graph.array(each) for each in (node.input[first], *node.input[2:])]
+            arrays = [graph.array(each.removesuffix(_WIDE)) for each in (node.input[first], *node.input[2:])]
             yield name, _decode(arrays, settings["bits"], settings["block_size"], columns[name])
 
 
@@ -298,7 +308,7 @@ def _decode(arrays: Sequence[NDArray[Any]], bits: int, block: int, columns: int)
     codes, scales, *points = arrays
     rows = len(codes)
     levels = _unpacked(codes.reshape(rows, -1), bits)[:, :columns].astype(np.float32)
-    wide = np.repeat(scales.reshape(rows, -1), block, axis=1)[:, :columns]
+    wide = np.repeat(scales.reshape(rows, -1).astype(np.float32), block, axis=1)[:, :columns]
     zero: NDArray[Any] = np.full((rows, 1), 1 << (bits - 1), np.float32)
     if points:
         zero = np.repeat(_unpacked(points[0].reshape(rows, -1), bits), block, axis=1)[:, :columns].astype(np.float32)

@@ -58,6 +58,8 @@ class Decoder:
         self._spec, self._level, self._store, self._tick = spec, plan.accuracy_level, store, tick
         self._entries = {(entry.tensor.role, entry.tensor.layer): entry for entry in plan.entries}
         self._nodes: list[NodeProto] = []
+        self._wide: dict[str, str] = {}
+        """Name of a stored matrix → of its scales in float32."""
 
     def model(self) -> ModelProto:
         """The whole model: token ids to logits."""
@@ -109,8 +111,9 @@ class Decoder:
         grid = get(entries[0].grid)
         assert isinstance(grid, OnnxGrid)  # noqa: S101  # a plan for ONNX has no others
         domain, operator = grid.operator
+        parts = self._stored(weights, "codes", wide=domain == _MICROSOFT)
         return self._op(
-            operator, [values, *self._stored(weights, "codes")], f"{name}/MatMul", domain=domain,
+            operator, [values, *parts], f"{name}/MatMul", domain=domain,
             K=entries[0].tensor.shape[1], N=sum(entry.tensor.shape[0] for entry in entries), bits=grid.stored_bits,
             block_size=grid.block, accuracy_level=self._accuracy(domain),
         )  # fmt: skip
@@ -119,9 +122,17 @@ class Decoder:
         """What an operator computes with: edgekit's own knows int8 activations (4) and float32 (0) alone."""
         return self._level if domain == _MICROSOFT or self._level == _INT8 else 0
 
-    def _stored(self, weights: str, first: str) -> list[str]:
-        names = [f"{weights}.{key}" for key in (first, "scales", "zero_points")]
-        return [name for name in names if name in self._store.initializers]
+    def _stored(self, weights: str, first: str, *, wide: bool) -> list[str]:
+        """Names of a stored matrix's parts: codes, scales (`wide`: in float32, by a node) and zero points."""
+        scales = self._widened(weights) if wide else f"{weights}.scales"
+        points = f"{weights}.zero_points"
+        return [f"{weights}.{first}", scales, *([points] if points in self._store.initializers else [])]
+
+    def _widened(self, weights: str) -> str:
+        """Float32 scales; onnxruntime computes the node once, when it loads the model."""
+        if weights not in self._wide:
+            self._wide[weights] = self._op("Cast", [f"{weights}.scales"], f"{weights}/Scales", to=TensorProto.FLOAT)
+        return self._wide[weights]
 
     def _biased(self, values: str, roles: Sequence[str], layer: int | None, name: str) -> str:
         biases = [self._entries[f"{role}_bias", layer] for role in roles if (f"{role}_bias", layer) in self._entries]
@@ -174,7 +185,7 @@ class Decoder:
     def _lookup(self, entry: Entry) -> str:
         if entry.grid == FLOAT:
             return self._op("Gather", ["embedding.weight", "input_ids"], "/embedding/Gather")
-        grid, (table, *scales) = get(entry.grid), self._stored("embedding", "table")
+        grid, (table, *scales) = get(entry.grid), self._stored("embedding", "table", wide=True)
         return self._op(
             "GatherBlockQuantized", [table, "input_ids", *scales], "/embedding/Gather", domain=_MICROSOFT,
             bits=grid.stored_bits, block_size=grid.block, gather_axis=0, quantize_axis=1,

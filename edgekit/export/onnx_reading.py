@@ -44,12 +44,13 @@ class _Matrix:
 def _matrices(folder: Path) -> Iterator[_Matrix]:
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for node in model.graph.node:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits"):
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         first = 0 if node.op_type == "GatherBlockQuantized" else 1
-        names = [node.input[first], *node.input[2:]]
+        names = [widened.get(name, name) for name in (node.input[first], *node.input[2:])]
         arrays = {}
         for key, name in zip(("B", "scales", "zero_points"), names, strict=False):
             tensor = TensorProto()
@@ -72,7 +73,7 @@ def _decode(matrix: _Matrix, rows: slice, columns: int) -> F32:
         points = _nibbles(points) if matrix.bits == 4 else points
         zero = np.repeat(points, matrix.block, axis=1)[:, :columns]
     weights: F32 = codes[:, :columns].astype(np.float32) - zero.astype(np.float32)
-    weights *= np.repeat(scales, matrix.block, axis=1)[:, :columns]
+    weights *= np.repeat(scales.astype(np.float32), matrix.block, axis=1)[:, :columns]
     return weights
 
 

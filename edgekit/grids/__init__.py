@@ -8,10 +8,10 @@ from importlib.metadata import entry_points
 from edgekit.errors import GridError
 from edgekit.grids.base import Grid, Quantized
 from edgekit.grids.gguf import GGUF_GRIDS
-from edgekit.grids.onnx import ONNX_GRIDS
+from edgekit.grids.onnx import ONNX_GRIDS, OnnxGrid
 from edgekit.grids.threebit import THREE_BIT_GRIDS
 
-__all__ = ["GRIDS", "Grid", "Quantized", "get", "plugins"]
+__all__ = ["GRIDS", "Grid", "Quantized", "get", "loaded_nbytes", "plugins"]
 
 GRIDS: dict[str, Grid] = {**GGUF_GRIDS, **ONNX_GRIDS, **THREE_BIT_GRIDS}
 """The built-in grids by name."""
@@ -56,3 +56,13 @@ def get(name: str) -> Grid:
     folded = {key.lower(): key for key in known}
     near = [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
     raise GridError(f"{name!r} is not a number format", expected=" or ".join(near) if near else ", ".join(known))
+
+
+def loaded_nbytes(name: str, shape: tuple[int, int]) -> int:
+    """Bytes of a matrix (rows, columns) in an engine's memory, which reads them all to multiply by it.
+
+    Raises:
+        GridError: as :func:`get`.
+    """
+    grid = get(name)
+    return grid.loaded_nbytes(shape) if isinstance(grid, OnnxGrid) else grid.nbytes(shape)

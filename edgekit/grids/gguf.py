@@ -20,7 +20,7 @@ from edgekit.grids.checks import check_grid, check_importance, check_shape, chec
 from edgekit.grids.ggml_types import TYPES, GgmlType
 from edgekit.grids.layout import HALF, LAYOUTS, Layout
 from edgekit.grids.parallel import each_chunk
-from edgekit.grids.search import SCALE_16, Codes, search
+from edgekit.grids.search import Codes, search
 from edgekit.grids.superblock import SUPERBLOCKS
 
 _CHUNK = 1 << 17
@@ -170,7 +170,7 @@ def _quantize_q2_0(name: str, matrix: F32, importance: F32) -> Quantized:
     ggml's own quantizer for this type uses three of the levels and takes the scale from the largest weight; the
     search here lowers the squared error about fourfold on normally distributed weights.
     """
-    found = search(matrix, importance, Codes(block=64, top=3, zero=1, steps=_Q2_STEPS, scale=SCALE_16))
+    found = search(matrix, importance, Codes(block=64, top=3, zero=1, steps=_Q2_STEPS))
     codes = found.codes.view(np.int8) - np.int8(1)
     return Quantized(name, (matrix.shape[0], matrix.shape[1]), {"codes": codes, "scales": found.scales})
 

@@ -1,9 +1,12 @@
 """The grids of ONNX Runtime's contributed operators: `MatMulNBits` for linear layers, `GatherBlockQuantized` for an
 embedding whose bytes a tied head can share. That of edgekit's own operator is in :mod:`edgekit.grids.threebit`.
 
-Fields: `codes` uint8 (rows, columns), `scales` float32 (rows, blocks) and, when asymmetric, `zero_points` uint8
+Fields: `codes` uint8 (rows, columns), `scales` float16 (rows, blocks) and, when asymmetric, `zero_points` uint8
 (rows, blocks); a weight is (code - zero point) * scale in float32, the zero point of a symmetric grid being
 2 ** (stored bits - 1), which both operators assume when none is given.
+
+The operators want scales of their activations' type, float32. The file holds them in 16 bits, as ggml's formats do, and
+a `Cast` node that onnxruntime computes once, when it loads the model, widens them.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from edgekit.grids.base import F32, Arrays, Quantized
 from edgekit.grids.bits import U8, join, split
 from edgekit.grids.checks import check_grid, check_importance, check_shape, check_weights, field, row_refusal, stored
 from edgekit.grids.parallel import each_chunk
-from edgekit.grids.search import SCALE_32, Codes, search
+from edgekit.grids.search import Codes, search
 
 PORTABLE = "-portable"
 """Ends the name of a 3-bit grid whose codes take 4 bits each, so that stock onnxruntime reads them."""
 _CHUNK = 1 << 17
 """Weights packed or computed at a time."""
-_U8, _F32 = np.dtype(np.uint8), np.dtype(np.float32)
+LARGEST = 32752.0
+"""Half of float16's maximum, so that refitted scales stay finite."""
+_U8, _F16 = np.dtype(np.uint8), np.dtype(np.float16)
+
+F16 = NDArray[np.float16]
 
 _PEAK_STEPS = (0.82, 0.9, 0.97, 1.05, 1.13, 1.21, 1.3, 1.45)
 _RANGE_STEPS = (1.03, 0.98, 0.93, 0.88, 0.83, 0.78, 0.72, 0.65)
@@ -83,7 +90,11 @@ class OnnxGrid:
         check_shape(self, shape)
         rows, blocks = shape[0], self.blocks(shape[1])
         zero_points = 0 if self.symmetric else self._zero_bytes(blocks)
-        return rows * (blocks * (self._blob + 4) + zero_points)
+        return rows * (blocks * (self._blob + 2) + zero_points)
+
+    def loaded_nbytes(self, shape: tuple[int, int]) -> int:
+        """Bytes that a multiplication reads: the operator's scales are float32 where the file's are float16."""
+        return self.nbytes(shape) + 2 * shape[0] * self.blocks(shape[1])
 
     def blocks(self, columns: int) -> int:
         """Blocks of a row, a short last one included."""
@@ -91,7 +102,7 @@ class OnnxGrid:
 
     def quantize(self, weights: F32, importance: F32 | None = None) -> Quantized:
         """Codes and scales by the search of :mod:`edgekit.grids.search`; errors as :class:`Grid`."""
-        matrix = check_weights(self, weights, float(np.finfo(np.float32).max))
+        matrix = check_weights(self, weights, LARGEST)
         found = search(matrix, check_importance(importance, matrix.shape[1]), self._codes())
         low = self.span[0]
         codes: NDArray[Any] = found.codes + np.uint8(low) if low else found.codes
@@ -102,8 +113,9 @@ class OnnxGrid:
 
     def dequantize(self, quantized: Quantized) -> F32:
         """(code - zero point) * scale, float32 (rows, columns); errors as :meth:`pack`."""
-        codes, scales, zero_points = self._fields(quantized)
+        codes, halves, zero_points = self._fields(quantized)
         rows, columns = quantized.shape
+        scales = halves.astype(np.float32)
         out = np.empty((rows, columns), np.float32)
 
         def work(chunk: slice) -> None:
@@ -150,7 +162,7 @@ class OnnxGrid:
 
         each_chunk(rows, max(1, _CHUNK // columns), work)
         self._check_span(codes)
-        fields = {"codes": codes, "scales": stored(packed, "scales", np.float32, rows * blocks).reshape(rows, blocks)}
+        fields = {"codes": codes, "scales": stored(packed, "scales", np.float16, rows * blocks).reshape(rows, blocks)}
         if not self.symmetric:
             zero_points = stored(packed, "zero_points", np.uint8, rows * self._zero_bytes(blocks))
             fields["zero_points"] = split(zero_points.reshape(rows, -1), 1, self.stored_bits)[:, :blocks].copy()
@@ -168,22 +180,22 @@ class OnnxGrid:
         """Bytes of a row's zero points."""
         return -(-blocks * self.stored_bits // 8)
 
-    def _codes(self, scale: np.dtype[Any] = SCALE_32) -> Codes:
+    def _codes(self) -> Codes:
         levels = 1 << self.nominal_bits
         fine = self.nominal_bits == 8
         if not self.symmetric:
-            return Codes(self.block, levels - 1, None, _FINE[False] if fine else _RANGE_STEPS, scale)
+            return Codes(self.block, levels - 1, None, _FINE[False] if fine else _RANGE_STEPS)
         middle = (levels - 1) / 2
         steps = tuple(sign * middle * share for sign in (1, -1) for share in (_FINE[True] if fine else _PEAK_STEPS))
-        return Codes(self.block, levels - 1, levels // 2, steps, scale)
+        return Codes(self.block, levels - 1, levels // 2, steps)
 
-    def _fields(self, quantized: Quantized) -> tuple[U8, F32, U8]:
+    def _fields(self, quantized: Quantized) -> tuple[U8, F16, U8]:
         """Codes (rows, columns), scales and zero points (rows, blocks), checked."""
         check_grid(self, quantized)
         rows, columns = quantized.shape
         per_block = (rows, self.blocks(columns))
         codes = field(quantized, "codes", _U8, quantized.shape, self.span)
-        scales = field(quantized, "scales", _F32, per_block, None)
+        scales = field(quantized, "scales", _F16, per_block, None)
         if self.symmetric:
             return codes, scales, np.full(per_block, self.zero_point, np.uint8)
         return codes, scales, field(quantized, "zero_points", _U8, per_block, self.span)

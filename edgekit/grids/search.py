@@ -24,8 +24,8 @@ from edgekit.grids.parallel import each_chunk
 _CHUNK = 1 << 18
 """Weights searched at a time: smaller chunks fit the cache better, but their threads wait for the interpreter."""
 
-SCALE_16 = np.dtype("<f2")
-SCALE_32 = np.dtype("<f4")
+_SCALE = np.dtype("<f2")
+"""Type in which files store a step."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class Codes:
     steps: tuple[float, ...]
     """Candidates. With a fixed zero: largest magnitude / step, negative ones let it meet the lower end of the codes.
     Else: factors of (maximum - minimum) / top."""
-    scale: np.dtype[Any]
-    """Type in which the file stores a step."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def search(weights: F32, importance: F32, form: Codes) -> Found:
     per_chunk = max(1, _CHUNK // columns)
     weigh = _columns(np.broadcast_to(importance, (min(per_chunk, rows), columns)), form.block)
     codes = np.empty((rows, columns), np.uint8)
-    scales = np.empty((rows, blocks), form.scale)
+    scales = np.empty((rows, blocks), _SCALE)
     zero_points = np.empty((rows, blocks), np.uint8)
 
     def work(chunk: slice) -> None:
@@ -97,7 +95,7 @@ def _solve(x: F32, w: F32, form: Codes) -> tuple[NDArray[np.uint8], NDArray[Any]
     power = np.ldexp(np.float32(1), -exponent)
     x *= power
     step, zero = _best(x, w, form)
-    stored = (step / power).astype(form.scale)
+    stored = (step / power).astype(_SCALE)
     # The codes are those nearest to what the file says, not to the step before rounding.
     q = np.empty_like(x)
     _round(x, _inverse(stored.astype(np.float32) * power), zero, form.top, q)

@@ -21,23 +21,20 @@ from numpy.typing import NDArray
 from edgekit.errors import FileFormatError, GridError
 from edgekit.grids.base import F32, Arrays, Quantized
 from edgekit.grids.checks import check_grid, check_importance, check_shape, check_weights, field, stored
-from edgekit.grids.onnx import PORTABLE, OnnxGrid
+from edgekit.grids.onnx import F16, LARGEST, PORTABLE, OnnxGrid
 from edgekit.grids.parallel import each_chunk
-from edgekit.grids.search import SCALE_16, search
+from edgekit.grids.search import search
 
 TILE_ROWS = 8
 CHUNK_COLUMNS = 32
 CHUNK_BYTES = TILE_ROWS * CHUNK_COLUMNS * 3 // 8
 _GROUPS = CHUNK_COLUMNS // 4
 _PLANE = CHUNK_BYTES // 3
-_LARGEST = 32752.0
-"""Half of float16's maximum, so that refitted scales stay finite."""
 _WORK = 1 << 17
 """Weights computed at a time."""
 _U8, _F16 = np.dtype(np.uint8), np.dtype(np.float16)
 
 U8 = NDArray[np.uint8]
-F16 = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,14 @@ class ThreeBitGrid(OnnxGrid):
         tiles, blocks = -(-shape[0] // TILE_ROWS), self.blocks(shape[1])
         return tiles * blocks * (self.block // CHUNK_COLUMNS * CHUNK_BYTES + TILE_ROWS * 2)
 
+    def loaded_nbytes(self, shape: tuple[int, int]) -> int:
+        """Bytes that a multiplication reads: those of the file."""
+        return self.nbytes(shape)
+
     def quantize(self, weights: F32, importance: F32 | None = None) -> Quantized:
         """Codes and scales by the search of :mod:`edgekit.grids.search`; errors as :class:`Grid`."""
-        matrix = check_weights(self, weights, _LARGEST)
-        found = search(matrix, check_importance(importance, matrix.shape[1]), self._codes(SCALE_16))
+        matrix = check_weights(self, weights, LARGEST)
+        found = search(matrix, check_importance(importance, matrix.shape[1]), self._codes())
         return Quantized(self.name, (matrix.shape[0], matrix.shape[1]), {"codes": found.codes, "scales": found.scales})
 
     def dequantize(self, quantized: Quantized) -> F32:
@@ -126,7 +127,7 @@ class ThreeBitGrid(OnnxGrid):
 
 
 def portable(quantized: Quantized) -> Quantized:
-    """The very same weights in the grid that stock onnxruntime reads: codes of 4 bits, scales of 32.
+    """The very same weights in the grid that stock onnxruntime reads: codes that take 4 bits.
 
     Raises:
         GridError: it is no matrix of a 3-bit grid of edgekit's own.
@@ -135,7 +136,7 @@ def portable(quantized: Quantized) -> Quantized:
     if grid is None:
         raise GridError(f"{quantized.grid} has no portable form", expected=" or ".join(THREE_BIT_GRIDS))
     codes, scales = grid._stored_fields(quantized)
-    fields: dict[str, NDArray[Any]] = {"codes": codes + np.uint8(4), "scales": scales.astype(np.float32)}
+    fields: dict[str, NDArray[Any]] = {"codes": codes + np.uint8(4), "scales": scales}
     return Quantized(grid.portable, quantized.shape, fields)
 
 

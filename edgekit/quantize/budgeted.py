@@ -67,7 +67,7 @@ class Allotment:
         tied = not any(group.kind == "head" for group, _ in self.groups)
 
         def cost(group: Group, name: str) -> int:
-            read = 0 if group.kind == "embedding" and not tied else group.nbytes(name)
+            read = 0 if group.kind == "embedding" and not tied else group.loaded_nbytes(name)
             return math.ceil(read / (efficiency(self.target, name) if self.container == "gguf" else 1.0))
 
         return self._table(cost)

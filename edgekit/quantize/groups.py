@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import GridError, OptionError
-from edgekit.grids import get
+from edgekit.grids import get, loaded_nbytes
 from edgekit.options import Container
 from edgekit.targets import Target
 
@@ -41,6 +41,10 @@ class Group:
     def nbytes(self, grid: str) -> int:
         """Bytes of all its tensors in the grid."""
         return sum(get(grid).nbytes((t.shape[0], t.shape[1])) for t in self.tensors)
+
+    def loaded_nbytes(self, grid: str) -> int:
+        """Bytes of all its tensors in the grid, once an engine has loaded them."""
+        return sum(loaded_nbytes(grid, (t.shape[0], t.shape[1])) for t in self.tensors)
 
 
 def groups(spec: Spec, container: Container) -> list[Group]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import GridError, StrictError
-from edgekit.grids import get
+from edgekit.grids import get, loaded_nbytes
 from edgekit.grids.threebit import ThreeBitGrid
 from edgekit.options import Container
 
@@ -31,6 +31,12 @@ class Entry:
     def bits(self) -> float:
         """Bits per weight in the file, scales included."""
         return 8 * self.nbytes / self.tensor.parameters
+
+    @property
+    def loaded_nbytes(self) -> int:
+        """Bytes once an engine has loaded it: onnxruntime's operators widen scales."""
+        rows, *columns = self.tensor.shape
+        return loaded_nbytes(self.grid, (rows, columns[0])) if self.tensor.rule.matrix else self.nbytes
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries)
+
+    @cached_property
+    def loaded_nbytes(self) -> int:
+        """Bytes of all tensors once an engine has loaded them, before it rearranges them."""
+        return sum(entry.loaded_nbytes for entry in self.entries)
 
     @property
     def effective_bits(self) -> float:
@@ -119,7 +130,7 @@ class Plan:
 
 def read_per_token(plan: Plan, entry: Entry) -> int:
     """Bytes of a tensor that decoding one token reads: all, but of an untied embedding next to nothing."""
-    return 0 if entry.tensor.rule.kind == "embedding" and not plan.tied else entry.nbytes
+    return 0 if entry.tensor.rule.kind == "embedding" and not plan.tied else entry.loaded_nbytes
 
 
 def _first_fitting(candidates: Sequence[str], tensor: TensorSpec, bits: int) -> tuple[str, str]:

@@ -353,14 +353,15 @@ def test_altered_scale_or_code_in_onnx_is_caught(
     model = onnx.load(str(built.path), load_external_data=False)
     kinds = ("GatherBlockQuantized", "MatMulNBits")
     node = next(node for node in model.graph.node if node.op_type in kinds and victim in node.name.replace("/", "."))
-    name = node.input[2 if what == "scales" else kinds.index(node.op_type)]
+    widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    name = widened[node.input[2]] if what == "scales" else node.input[kinds.index(node.op_type)]
     tensor = next(t for t in model.graph.initializer if t.name == name)
     place = int(next(e.value for e in tensor.external_data if e.key == "offset"))
     with built.path.with_name(DATA).open("r+b") as stream:
         stream.seek(place)
         old = stream.read(4)
         new = (
-            (np.frombuffer(old, np.float32) * np.float32(1.001)).tobytes() if what == "scales" else bytes([old[0] ^ 1])
+            (np.frombuffer(old, np.float16) * np.float16(1.002)).tobytes() if what == "scales" else bytes([old[0] ^ 1])
         )
         stream.seek(place)
         stream.write(new)

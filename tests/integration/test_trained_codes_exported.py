@@ -146,8 +146,9 @@ def _missing_gguf(path: Path, checkpoint: Checkpoint, made: Matrices) -> list[st
 def _missing_onnx(path: Path, made: Matrices) -> list[str]:
     model = onnx.load(str(path))
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     nodes = [
-        tuple(to_array(arrays[name]) for name in node.input[1:3])
+        tuple(to_array(arrays[widened.get(name, name)]) for name in node.input[1:3])
         for node in model.graph.node
         if node.op_type in ("MatMulNBits", "MatMul3Bits") and node.input[1] in arrays
     ]

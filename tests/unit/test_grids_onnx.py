@@ -45,18 +45,23 @@ def search_error(grid: OnnxGrid, weights: F32) -> F32:
 
 
 def run_node(op: str, arrays: dict[str, NDArray[Any]], inputs: dict[str, NDArray[Any]], **attributes: int) -> F32:
-    """The output of one com.microsoft node; its other inputs are `arrays`, in order, after or around `inputs`."""
+    """The output of one com.microsoft node; its other inputs are `arrays`, in order, after or around `inputs`.
+
+    Scales in 16 bits are widened by a node, as in our files.
+    """
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
 
     (feed, value), *_ = inputs.items()
     first, *others = arrays
-    names = [first, feed, *others] if op == "GatherBlockQuantized" else [feed, *arrays]
+    others = ["wide" if name == "scales" else name for name in others]
+    names = [first, feed, *others] if op == "GatherBlockQuantized" else [feed, first, *others]
+    widening = helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT)
     node = helper.make_node(op, names, ["Y"], domain="com.microsoft", **attributes)
     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
     graph = helper.make_graph(
-        [node],
+        [widening, node],
         "one",
         [helper.make_tensor_value_info(feed, kind, list(value.shape))],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
@@ -199,7 +204,9 @@ def test_no_block_is_worse_than_with_the_plain_scale(name: str, seed: int, sprea
     weights = rng.standard_normal((4, 256)) * np.exp(spread * rng.standard_normal((4, 256))) + shift
     matrix = weights.astype(np.float32)
     plain = plain_error(grid, matrix)
-    assert (search_error(grid, matrix) <= plain * (1 + 1e-4)).all()
+    # What rounding a step to 16 bits can cost: a part in 2048 of every weight.
+    half = grid.block * (np.abs(matrix).reshape(4, -1, grid.block).max(axis=2) / 2048) ** 2
+    assert (search_error(grid, matrix) <= plain * (1 + 1e-4) + half).all()
 
 
 @pytest.mark.parametrize(
@@ -211,11 +218,12 @@ def test_the_search_lowers_the_error_of_normal_weights(name: str, share: float) 
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=32, max_size=32))
+@given(st.lists(st.floats(-(2.0**14), 2.0**14, width=32), min_size=32, max_size=32))
 def test_any_block_is_within_one_step_of_its_codes(values: list[float]) -> None:
     weights = np.array([values], np.float32)
     grid, before = ONNX_GRIDS["int4-sym-b32"], weights.copy()
     error = np.abs(grid.dequantize(grid.quantize(weights)).astype(np.float64) - weights).max()
-    # The plain scale is within one step of every weight, so the sum of squares is at most 32 steps squared.
-    assert error <= np.sqrt(32) * np.abs(weights).max() / 8 + 1e-44
+    # The plain scale is within one step of every weight, so the sum of squares is at most 32 steps squared; float16
+    # holds a scale within a part in 2048 of it, or within 2⁻²⁵.
+    assert error <= np.sqrt(32) * np.abs(weights).max() / 8 * (1 + 2**-10) + 8 * 2.0**-25
     assert np.array_equal(weights, before)

@@ -125,13 +125,14 @@ def test_three_bits_in_onnx_say_what_they_are() -> None:
     made = plan(SMOLLM2, "onnx", 3)
     assert grids(made)["attn_q"] == {"int3-sym-b32"}
     assert grids(made)["embedding"] == {"embed-int8-sym-b32"}
-    blocks, table = LINEAR // 32, EMBEDDING // 32 * (32 + 4)
+    blocks, table = LINEAR // 32, EMBEDDING // 32 * (32 + 2)
     assert made.nbytes == blocks * (12 + 2) + table + NORMS * 4
-    assert made.title() == "3 bits requested, 4.67 bits per weight in the file"
+    assert made.title() == "3 bits requested, 4.56 bits per weight in the file"
     refuse_fallbacks(made)
     made = choose(spec(SMOLLM2), load("rpi5"), "onnx", 3, portable=True)
     assert grids(made)["attn_q"] == {"int3-sym-b32-portable"}
-    assert made.nbytes == blocks * (16 + 4) + table + NORMS * 4
+    assert made.nbytes == blocks * (16 + 2) + table + NORMS * 4
+    assert made.loaded_nbytes == made.nbytes + 2 * (blocks + EMBEDDING // 32), "stock operators widen scales"
     assert "3-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size" in made.title()
 
 
