@@ -190,6 +190,19 @@ def test_onnx_in_the_checker_and_onnxruntime(name: str, original: Originals, tmp
     assert session.get_outputs()[0].name == "logits"
 
 
+def test_scales_are_widened_once_and_not_for_every_token(original: Originals, tmp_path: Path) -> None:
+    built = original("tied").write("onnx", 4, tmp_path / "out")
+    written = onnx.load(str(built.path), load_external_data=False)
+    scales = {t.name for t in written.graph.initializer if t.name.endswith(".scales")}
+    kinds = {t.name: t.data_type for t in written.graph.initializer}
+    assert {kinds[name] for name in scales} == {onnx.TensorProto.FLOAT16}
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(str(built.path), options, providers=["CPUExecutionProvider"])
+    kept = onnx.load(str(tmp_path / "optimized.onnx"), load_external_data=False).graph.node
+    assert not [node.name for node in kept if node.op_type == "Cast" and scales.intersection(node.input)]
+
+
 def test_tied_embedding_is_stored_once_in_onnx(original: Originals, tmp_path: Path) -> None:
     """Head and lookup read the same bytes of the data file."""
     model = onnx.load(str(original("tied").write("onnx", 4, tmp_path / "out").path), load_external_data=False)
