@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 import tarfile
 import zlib
+from copy import copy
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -157,6 +159,28 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise WheelError(f"{archive.name} unpacks to more than {_MOST_BYTES} bytes or {_MOST_FILES} files")
                 name = member.name.partition("/")[2]
                 if name:
-                    tar.extract(member.replace(name=name, deep=False), folder, filter="data")
+                    _extract(tar, member, name, folder)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise WheelError(f"{archive.name} is damaged or unsafe ({error})", remedy="download it again") from error
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, folder: Path) -> None:
+    """Put a member below `folder` as `name`; raise tarfile.TarError when it or its link would leave the folder."""
+    placed = copy(member)
+    placed.name = name
+    if hasattr(tarfile, "data_filter"):
+        tar.extract(placed, folder, filter="data")
+        return
+    # Python 3.11.2, which Debian 12 has, knows no filters.
+    reached = [name]
+    if member.issym():
+        reached.append(os.path.join(os.path.dirname(name), member.linkname))  # noqa: PTH118, PTH120 (not of this system)
+    if not (member.isfile() or member.isdir() or member.issym()):
+        raise tarfile.TarError(f"{member.name!r} is no file, folder or symbolic link")
+    root = folder.resolve()
+    for path in reached:
+        if not (root / path).resolve().is_relative_to(root):
+            raise tarfile.TarError(f"{member.name!r} would land or point outside")
+    placed.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    placed.uid, placed.gid, placed.uname, placed.gname = os.getuid(), os.getgid(), "", ""
+    tar.extract(placed, folder)
