@@ -210,6 +210,7 @@ def test_other_text_is_another_training(finished: Place) -> None:
     assert "train the whole model" in said
 
 
+@pytest.mark.nightly
 def test_a_killed_training_goes_on(place: Place) -> None:
     """Killed among the blocks, then while the whole model is trained: the bytes come out as without it."""
     for sign in ("training/*.training/start/block-0000.safetensors", "training/*.training/plain.json"):
