@@ -57,16 +57,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test meets the user's cache; what is converted into checkpoints is shared by the tests of a session.
-
-    With $EDGEKIT_TEST_SHARED_CACHE by those of all workers, too: a runtime takes minutes to compile.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = "PYTEST_XDIST_WORKER" in os.environ and "EDGEKIT_TEST_SHARED_CACHE" in os.environ
-    folder = (base.parent if shared else base) / "session-cache"
-    folder.mkdir(exist_ok=True)
+    """No test meets the user's cache; what is converted into checkpoints is shared by the tests of a session."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEKIT_CACHE", str(folder))
+        patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Where measurements on this machine are locked: other runs of the tests, and the user, have locks of their own.
         patch.setenv("EDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         yield
