@@ -6,27 +6,25 @@ bundle needs what a board has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgekit import contradictions
 from edgekit.errors import MissingDependencyError, UnknownArchitectureError
+from edgekit.opened import OpenBundle as OpenBundle
+from edgekit.opened import open_bundle as open_bundle
 from edgekit.options import Container, Options, SourceOptions
 from edgekit.progress import Progress, Quiet
 
 if TYPE_CHECKING:
-    from edgekit.bundle.bundle import Bundle
-    from edgekit.bundle.manifest import Manifest
-    from edgekit.bundle.tokenizer import Tokenizer
+    from edgekit.bench.result import BenchResult
     from edgekit.checkpoint.checkpoint import Checkpoint
     from edgekit.dispersion.condensation import Condensation
     from edgekit.dispersion.survival import Survival
-    from edgekit.engines.base import Engine
+    from edgekit.economy.record import Economy
     from edgekit.quantize.importance import Importance
     from edgekit.quantize.sensitivity_map import SensitivityMap
     from edgekit.report.model import Report
@@ -235,6 +233,58 @@ def survive(
     return surviving.survival(checkpoint, parent, grids or GRIDS, options, progress, noise=noise)
 
 
+def economy(
+    model: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    target: str | Path = "rpi5",
+    container: Container = "gguf",
+    grid: str | None = None,
+    shares: Sequence[float] | None = None,
+    max_kl: float | None = None,
+    measured: BenchResult | None = None,
+    options: Options | None = None,
+    source: SourceOptions | None = None,
+    progress: Progress | None = None,
+) -> Economy:
+    """Count the connections, bytes and joules of a token, and what leaving some out costs, as `edgekit economy` does.
+
+    Args:
+        model: as in :func:`build`, or a bundle's folder, whose GGUF file is taken.
+        against: whose full precision it is compared with; None: its own.
+        target: whose speed and energy are predicted, and whose formats are counted.
+        container: whose formats are counted; a bundle's are its own.
+        grid: format that the linear layers are computed and counted in; None: as the model has them, counted in
+            `options.bits`.
+        shares: of each layer's inputs that are left out; None: :data:`edgekit.economy.record.SHARES`.
+        max_kl: nats that leaving out may cost; None: :data:`edgekit.economy.record.MAX_KL`.
+        measured: a result of `edgekit bench` on a board, whose speed and energy are shown beside the predicted ones.
+        options: bits, texts, sequences, length, seed, cache.
+        source: as in :func:`build`.
+        progress: as in :func:`build`.
+
+    Raises:
+        EdgekitError: one of its kinds, see docs/errors.md.
+    """
+    from edgekit.counting import counted, decoded
+    from edgekit.economy.record import MAX_KL, SHARES
+    from edgekit.targets import load
+
+    options, progress, board = options or Options(), progress or Quiet(), load(str(target))
+    said = None if measured is None else decoded(measured, container)
+    packed = counted(model)
+    checkpoint = _opened(packed.path, None, options, source, progress)
+    plain = replace(source or SourceOptions(), lora=None, revision=None)
+    parent = None if against is None else _opened(against, None, options, plain, progress)
+    from edgekit import economizing
+
+    wish = economizing.Wish(
+        packed.plan(checkpoint, board, container, options.bits, grid), board, grid, tuple(shares or SHARES),
+        MAX_KL if max_kl is None else max_kl, said,
+    )  # fmt: skip
+    return economizing.economy(checkpoint, parent, wish, options, progress)
+
+
 def disperse(
     model: str | Path | None,
     output: str | Path,
@@ -325,102 +375,3 @@ def _refuse_missing() -> None:
     for name in ("torch", "transformers", "scipy"):
         if find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
-
-
-@dataclass(frozen=True)
-class OpenBundle:
-    """A verified bundle. Use it in a `with` block, or close it: engines hold their model in memory."""
-
-    bundle: Bundle
-    threads: int
-    context: int
-    _engines: dict[Container, Engine] = field(default_factory=dict, repr=False)
-
-    @property
-    def root(self) -> Path:
-        """Its folder."""
-        return self.bundle.root
-
-    @property
-    def manifest(self) -> Manifest:
-        """What it says of itself: model, target, plan, versions, checksums."""
-        return self.bundle.manifest
-
-    @property
-    def formats(self) -> tuple[Container, ...]:
-        """The artefacts it holds."""
-        return tuple(artefact.format for artefact in self.manifest.artefacts)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, with its chat template."""
-        from edgekit.bundle.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.bundle.tokenizer)
-
-    def engine(self, form: Container | None = None) -> Engine:
-        """The model of a format ("gguf" in llama.cpp, "onnx" in onnxruntime), by default the first; loaded once.
-
-        Raises:
-            BundleError: the bundle has none of that format.
-            MissingDependencyError, FileFormatError: the engine is not installed, or refuses the file.
-        """
-        from edgekit.engines.opening import open_engine
-
-        artefact = self.bundle.artefact(form)
-        if artefact.format not in self._engines:
-            path = self.root / artefact.path
-            self._engines[artefact.format] = open_engine(
-                artefact.format, path, threads=self.threads, context=self.context
-            )
-        return self._engines[artefact.format]
-
-    def answer(
-        self,
-        prompt: str,
-        *,
-        form: Container | None = None,
-        system: str | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Text that the model answers, in pieces; see :func:`edgekit.chat.generate_text` for the arguments."""
-        from edgekit.chat import generate_text
-
-        return generate_text(
-            self.engine(form), self.tokenizer, prompt, system=system, max_tokens=max_tokens, temperature=temperature,
-            top_p=top_p, seed=seed,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """Free the engines."""
-        while self._engines:
-            self._engines.popitem()[1].close()
-
-    def __enter__(self) -> OpenBundle:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_bundle(path: str | Path, *, check: bool = True, threads: int = 0, context: int = 2048) -> OpenBundle:
-    """Verify a bundle and open it; engines are loaded when they are asked for.
-
-    Args:
-        path: the folder that a build wrote.
-        check: compare the checksums of all files (a second or two for a large bundle).
-        threads: of the engines; 0 takes the physical cores.
-        context: longest sequence in tokens.
-
-    Raises:
-        InputNotFoundError: nothing is there.
-        BundleError: not a bundle, or any rule of docs/bundle.md is broken; names the file.
-    """
-    from edgekit.bundle import bundle
-
-    return OpenBundle(bundle.open_bundle(Path(path), check=check), threads, context)

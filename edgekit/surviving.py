@@ -9,10 +9,8 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from edgekit import cache, steps, surviving_artefacts, weighing
+from edgekit import against, cache, steps, surviving_artefacts, weighing
 from edgekit.building import apart
-from edgekit.bundle.golden import golden_ids
-from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.checkpoint.checkpoint import F32, Checkpoint, as_stored
 from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
@@ -20,7 +18,7 @@ from edgekit.coherence.generation import compare_continuations
 from edgekit.coherence.text import fixed_prompts
 from edgekit.dispersion.survival import SHOWN, Point, Survival, bits_of, noisy, rounded, shapes_of, split
 from edgekit.engines.torch import TorchEngine
-from edgekit.errors import GridError, OptionError
+from edgekit.errors import GridError
 from edgekit.export import gguf
 from edgekit.grids import get
 from edgekit.options import Container, Options
@@ -60,7 +58,7 @@ def survival(
     surviving_artefacts.refuse(split(name) for name in grids if split(name)[0])
     chosen = list(_fitting(checkpoint, grids, progress))
     if parent is not None:
-        _refuse_others(checkpoint, parent)
+        against.refuse_others(checkpoint, parent)
     lengths = [one.spec.context_length for one in (checkpoint, parent) if one is not None]
     options = replace(options, length=min(options.length, *lengths))
     with cache.using(checkpoint.root):
@@ -68,7 +66,7 @@ def survival(
             made = steps.texts(work)
             answers, digest = steps.sealed(work, made)
             tokenizer = work.tokenizer
-        _refuse_long(checkpoint, answers)
+        against.refuse_long(checkpoint, answers)
         with apart(checkpoint, options, progress) as work:
             importance = weighing.importance(work, made)
             points = (*_points(work, chosen, answers, digest, importance, noise=noise),)
@@ -79,31 +77,6 @@ def survival(
         prompt=fixed_prompts()[0].text,
         original=tokenizer.decode(answers.continuations.lists()[0].tolist()[:SHOWN]), points=points,
     )  # fmt: skip
-
-
-def _refuse_others(checkpoint: Checkpoint, parent: Checkpoint) -> None:
-    """The same ids must mean the same, and as many logits must come out."""
-    sides = [golden_ids(load_tokenizer(one.root).encode) for one in (checkpoint, parent)]
-    if sides[0] != sides[1] or checkpoint.spec.vocab_size != parent.spec.vocab_size:
-        raise OptionError(
-            f"{checkpoint.name} and {parent.name} do not have the same tokenizer and vocabulary "
-            f"({checkpoint.spec.vocab_size} and {parent.spec.vocab_size} logits)",
-            expected="a model and what it was trained from",
-            remedy="leave --against out: each is compared with itself",
-        )
-
-
-def _refuse_long(checkpoint: Checkpoint, answers: reference.Reference) -> None:
-    """What was sealed of a parent must fit into the model's context as well."""
-    prompts = (len(ids) + answers.meta.token_limit for ids in answers.prompts.lists())
-    longest = max(answers.longest, *prompts)
-    if longest > checkpoint.spec.context_length:
-        raise OptionError(
-            f"{checkpoint.name} has a context of {checkpoint.spec.context_length} tokens, and the reference's prompts "
-            f"and their continuations take {longest}",
-            expected="a model that can read what its parent read",
-            remedy="leave --against out",
-        )
 
 
 def _fitting(checkpoint: Checkpoint, grids: Sequence[str], progress: Progress) -> Iterator[str]:
@@ -186,7 +159,7 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
         nonlocal wrong, whole
         for tensor in tensors:
             own = work.checkpoint.read(tensor)
-            made = _rounded(work, tensor, own, grid, importance)
+            made = in_format(work.checkpoint, tensor, own, grid, importance)
             wrong += float(np.square(made - own, dtype=np.float64).sum())
             whole += float(np.square(own, dtype=np.float64).sum())
             yield tensor.hf, as_stored(tensor, made)
@@ -206,10 +179,10 @@ def _measured(work: Work, grid: str, answers: reference.Reference, importance: I
     )  # fmt: skip
 
 
-def _rounded(work: Work, tensor: TensorSpec, own: F32, grid: str, importance: Importance) -> F32:
-    """The matrix in that format; one that was trained on it is exported as it is."""
-    place = trained.places(work.checkpoint).get(tensor.hf)
-    if place is not None and place.grid == grid and trained.fits(work.checkpoint, tensor, place):
+def in_format(checkpoint: Checkpoint, tensor: TensorSpec, own: F32, grid: str, importance: Importance) -> F32:
+    """The matrix `own` in that format; one that was trained on it is exported as it is."""
+    place = trained.places(checkpoint).get(tensor.hf)
+    if place is not None and place.grid == grid and trained.fits(checkpoint, tensor, place):
         return own
     return rounded(own, grid, importance.get(tensor.hf))
 
@@ -220,7 +193,7 @@ def _noised(work: Work, grid: str, answers: reference.Reference, importance: Imp
     def weights() -> Iterator[tuple[str, F32]]:
         for index, tensor in enumerate(_linear(work.checkpoint)):
             own = work.checkpoint.read(tensor)
-            made = _rounded(work, tensor, own, grid, importance)
+            made = in_format(work.checkpoint, tensor, own, grid, importance)
             yield tensor.hf, as_stored(tensor, noisy(own, made, (work.options.seed, index)))
 
     with _borrowed(work):

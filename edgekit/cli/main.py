@@ -25,6 +25,7 @@ VERBS = {
     "imatrix": "Measure how much each input of each layer matters, as llama.cpp's importance matrix.",
     "condensation": "Measure how far a model's tokens point the same way, layer by layer.",
     "survive": "Measure what is left of a model at fewer and fewer bits.",
+    "economy": "Count what a token needs: connections, bytes, energy, and what it can do without.",
     "disperse": "Train a model so that it survives few bits.",
     "verify": "Check a bundle: schema, checksums, tokenizer, coherence.",
     "inspect": "Show what a model folder, a bundle or a model file holds.",

@@ -13,11 +13,12 @@ FLOORS = {
     "options": 0, "progress": 0, "sampling": 0, "requirements": 0, "gguf_header": 0, "sizes": 0,
     "grids": 1, "targets": 1, "target_schema": 1, "target_files": 1, "toml_lines": 1, "recipes": 1,
     "checkpoint": 2, "engines": 2, "bundle": 2, "coherence": 2, "board_files": 2, "threebit": 2,
-    "quantize": 3, "dispersion": 3, "chat": 3, "doctor": 3,
+    "quantize": 3, "dispersion": 3, "economy": 3, "chat": 3, "doctor": 3,
     "export": 4, "report": 4, "training": 4, "inspecting": 5, "inspecting_files": 3, "inspecting_onnx": 3,
     "emulator": 4, "devices": 4, "bench": 5, "bench_report": 6, "crossbuild": 5, "original": 5, "records": 5,
     "weighing": 6, "steps": 6, "rounding": 6, "mapping": 6, "refining": 6, "building": 6, "contradictions": 6,
-    "condensing": 6, "surviving": 7, "surviving_artefacts": 6, "dispersing": 6, "disperse_stage": 6, "api": 8,
+    "condensing": 6, "surviving": 7, "surviving_artefacts": 6, "dispersing": 6, "disperse_stage": 6, "against": 6,
+    "counting": 6, "economizing": 7, "opened": 7, "api": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}
