@@ -242,6 +242,7 @@ def economy(
     grid: str | None = None,
     shares: Sequence[float] | None = None,
     max_kl: float | None = None,
+    uniform: bool = False,
     measured: BenchResult | None = None,
     options: Options | None = None,
     source: SourceOptions | None = None,
@@ -256,8 +257,9 @@ def economy(
         container: whose formats are counted; a bundle's are its own.
         grid: format that the linear layers are computed and counted in; None: as the model has them, counted in
             `options.bits`.
-        shares: of each layer's inputs that are left out; None: :data:`edgekit.economy.record.SHARES`.
+        shares: of the linear layers' connections that are left out; None: :data:`edgekit.economy.record.SHARES`.
         max_kl: nats that leaving out may cost; None: :data:`edgekit.economy.record.MAX_KL`.
+        uniform: leave the same share out of every layer, instead of what costs least.
         measured: a result of `edgekit bench` on a board, whose speed and energy are shown beside the predicted ones.
         options: bits, texts, sequences, length, seed, cache.
         source: as in :func:`build`.
@@ -280,7 +282,7 @@ def economy(
 
     wish = economizing.Wish(
         packed.plan(checkpoint, board, container, options.bits, grid), board, grid, tuple(shares or SHARES),
-        MAX_KL if max_kl is None else max_kl, said,
+        MAX_KL if max_kl is None else max_kl, uniform, said,
     )  # fmt: skip
     return economizing.economy(checkpoint, parent, wish, options, progress)
 

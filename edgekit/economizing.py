@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,15 +17,16 @@ from edgekit.checkpoint.spec import TensorSpec
 from edgekit.coherence import metrics, reference
 from edgekit.coherence.distribution import kl_full
 from edgekit.coherence.text import EvalText
-from edgekit.economy.gating import Counts, gated, thresholds
-from edgekit.economy.record import MAX_KL, SHARES, Decoded, Economy, Part, Point, within
+from edgekit.economy import figures
+from edgekit.economy.allotting import ANCHOR, LEVELS, Allotment, Site, allot
+from edgekit.economy.gating import Counts, Inputs, gated, inputs
+from edgekit.economy.record import MAX_KL, SHARES, Decoded, Economy, Point, within
+from edgekit.engines.base import Ids
 from edgekit.engines.torch import TorchEngine
 from edgekit.errors import OptionError
-from edgekit.grids import get
 from edgekit.options import Options
 from edgekit.progress import Progress, counter
-from edgekit.quantize.plan import Entry, Plan
-from edgekit.quantize.predict import decode_speed, efficiency, streamed
+from edgekit.quantize.plan import Plan
 from edgekit.quantize.sensitivity import sample
 from edgekit.stages import Made, Stage
 from edgekit.steps import Work
@@ -34,7 +35,10 @@ from edgekit.targets import Target
 from edgekit.weighing import load_importance
 
 _PROBES = 4
-"""Sequences on which blocks are measured one by one."""
+"""Sequences on which sites and blocks are measured one by one."""
+_CHUNK = 4
+"""Blocks that are kept together: what a killed run loses at most."""
+_MOST = LEVELS[-1]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Wish:
     """Format that the linear layers are computed in; None: as the model has them."""
     shares: tuple[float, ...] = SHARES
     max_kl: float = MAX_KL
+    uniform: bool = False
+    """Leave the same share out of every layer."""
     measured: Decoded | None = None
     """What a board said."""
 
@@ -74,9 +80,9 @@ def economy(
         progress: told about the steps.
 
     Raises:
-        GridError: the format fits a matrix not.
-        OptionError: a share is no share; there is no calibration text; the parent has another tokenizer, or a longer
-            context than the model and used it.
+        GridError: the format does not fit a matrix.
+        OptionError: a share is no share; the parent has another tokenizer, or a longer context than the model and used
+            it.
         BadWeightsError: an activation is NaN or infinite; names the layer.
         EdgekitError: see :func:`edgekit.steps.texts` and :func:`edgekit.steps.sealed`.
     """
@@ -84,7 +90,7 @@ def economy(
     if parent is not None:
         against.refuse_others(checkpoint, parent)
     lengths = [one.spec.context_length for one in (checkpoint, parent) if one is not None]
-    options = replace(options, length=min(options.length, *lengths))
+    options = replace(options, length=min(options.length, *lengths), calibrate=True)
     with cache.using(checkpoint.root):
         with apart(parent or checkpoint, options, progress) as work:
             made = steps.texts(work)
@@ -92,12 +98,12 @@ def economy(
         against.refuse_long(checkpoint, answers)
         with apart(checkpoint, options, progress) as work:
             importance = weighing.importance(work, made)
-            assert made.calibration is not None  # noqa: S101
-            run = _Run(work, wish, made.calibration, answers, digest, importance)
-            found = {share: run.point(share) for share in wish.shares}
-            points = [_point(run, share, one) for share, one in found.items()]
+            run = _Run(work, wish, made.calibration or made.evaluation, answers, digest, importance)
+            allotments = run.allotments
+            found = {share: run.point(share, allotments[share]) for share in wish.shares}
+            points = [_point(run, share, allotments[share], one) for share, one in found.items()]
             best = within(points, wish.max_kl)
-            costs = run.blocks(best.asked)
+            costs = run.blocks(best.asked, allotments[best.asked])
     kind = "text of the reference's own" if made.evaluation.kind == "self-generated" else "a text file"
     words = f"{len(made.evaluation.sequences)} sequences of {kind}, sha256 {made.evaluation.sha256[:12]}"
     return _economy(run, (parent or checkpoint).name, words, points, best, found[best.asked].fired, costs)
@@ -105,8 +111,8 @@ def economy(
 
 def _checked(wish: Wish) -> tuple[float, ...]:
     for share in wish.shares:
-        if not 0 <= share < 1:
-            raise OptionError(f"{share:g} is no share of inputs to leave out", expected="0 to below 1, such as 0.3")
+        if not 0 <= share <= _MOST:
+            raise OptionError(f"{share:g} is no share that can be left out", expected=f"0 to {_MOST}, such as 0.3")
     return tuple(sorted({0.0, *wish.shares}))
 
 
@@ -121,9 +127,14 @@ class _Run:
     digest: str
     importance: Made | None
 
-    @property
+    @cached_property
     def linear(self) -> list[TensorSpec]:
         return [tensor for tensor in self.work.checkpoint.spec.tensors if tensor.rule.kind == "linear"]
+
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        """Shares that thresholds are found for."""
+        return tuple(sorted({*LEVELS, *self.wish.shares}))
 
     @cached_property
     def engine(self) -> TorchEngine:
@@ -143,31 +154,92 @@ class _Run:
     @property
     def _common(self) -> dict[str, object]:
         return {
-            "grid": self.wish.grid, "shares": self.wish.shares,
-            "importance": self.importance and self.importance.digest,
+            "grid": self.wish.grid, "levels": self.levels, "importance": self.importance and self.importance.digest,
             "calibration": [ids.tolist() for ids in self.calibration.sequences],
         }  # fmt: skip
 
     @cached_property
-    def limits(self) -> Mapping[float, Mapping[str, float]]:
-        """Share → linear layer → threshold."""
+    def inputs(self) -> Mapping[str, Inputs]:
+        """Linear layer → thresholds for :attr:`levels`."""
         title = f"economy: thresholds of {len(self.linear)} layers"
 
-        def make() -> dict[str, tuple[float, ...]]:
+        def make() -> dict[str, Inputs]:
             engine, names = self.engine, [tensor.hf for tensor in self.linear]
             with self.work.progress.step(title) as advance:
-                return thresholds(engine.module, names, self.calibration.sequences, self.wish.shares, advance)
+                return inputs(engine.module, names, self.calibration.sequences, self.levels, advance)
 
-        stage = Stage("economy-thresholds", title, self._common)
-        found = self.work.stages.record(stage, dict[str, tuple[float, ...]], make)[0]
-        return {
-            share: {name: each[index] for name, each in found.items()} for index, share in enumerate(self.wish.shares)
-        }
+        return self.work.stages.record(Stage("economy-inputs", title, self._common), dict[str, Inputs], make)[0]
 
-    def point(self, share: float) -> _Measured:
-        """The whole model with that share left out everywhere."""
-        title = f"economy: {share:.0%} of the inputs left out"
-        limits = self.limits[share]
+    def limit(self, name: str, share: float) -> float:
+        """Threshold of a linear layer."""
+        return self.inputs[name].limits[self.levels.index(share)]
+
+    @cached_property
+    def allotments(self) -> Mapping[float, Allotment | None]:
+        """Share → what each layer leaves out; None: the same everywhere."""
+        if self.wish.uniform:
+            return dict.fromkeys(self.wish.shares)
+        layers = range(0, self.work.checkpoint.spec.layers, _CHUNK)
+        return {**allot([site for first in layers for site in self._sites(first)], self.wish.shares)}
+
+    def _sites(self, first: int) -> list[Site]:
+        """Those of a few blocks."""
+        last = min(first + _CHUNK, self.work.checkpoint.spec.layers)
+        title = f"economy: blocks {first + 1} to {last} of {self.work.checkpoint.spec.layers}, one input at a time"
+        groups = [group for layer in range(first, last) for group in self._groups(layer)]
+
+        def make() -> list[Site]:
+            probe = self._probe
+            with self.work.progress.step(title) as advance:
+                tick, found = counter(advance, len(groups)), []
+                for group in groups:
+                    found.append(self._site(probe, group))
+                    tick(group)
+            return found
+
+        names = [[tensor.hf for tensor in group] for group in groups]
+        stage = Stage("economy-sites", title, {**self._common, "sites": names, "text": self._sample_ids})
+        return self.work.stages.record(stage, list[Site], make)[0]
+
+    def _groups(self, layer: int) -> list[list[TensorSpec]]:
+        """A block's matrices by their input: equal inputs have equal thresholds and energies."""
+        found: dict[Inputs, list[TensorSpec]] = {}
+        for tensor in self.linear:
+            if tensor.layer == layer:
+                found.setdefault(self.inputs[tensor.hf], []).append(tensor)
+        return list(found.values())
+
+    def _site(self, probe: _Probe, group: Sequence[TensorSpec]) -> Site:
+        own = self.inputs[group[0].hf]
+        return Site(
+            weights=tuple(tensor.hf for tensor in group), connections=sum(tensor.parameters for tensor in group),
+            kl=probe.kl({tensor.hf: self.limit(tensor.hf, ANCHOR) for tensor in group}, group[0].layer or 0),
+            energies=tuple(own.energies[self.levels.index(level)] for level in LEVELS),
+        )  # fmt: skip
+
+    @cached_property
+    def _sample(self) -> tuple[Ids, ...]:
+        """Of the calibration text: the evaluation text has no say in what is left out."""
+        return tuple(sample(self.calibration.sequences, _PROBES, self.work.checkpoint.spec.vocab_size))
+
+    @property
+    def _sample_ids(self) -> list[list[int]]:
+        return [ids.tolist() for ids in self._sample]
+
+    @cached_property
+    def _probe(self) -> _Probe:
+        return _Probe(self.engine, self._sample, self.linear[0].hf.split(f".{self.linear[0].layer}.")[0])
+
+    def limits(self, share: float, allotment: Allotment | None) -> dict[str, float]:
+        """Linear layer → threshold."""
+        if allotment is None:
+            return {tensor.hf: self.limit(tensor.hf, share) for tensor in self.linear}
+        return {name: self.limit(name, LEVELS[level]) for name, level in allotment.levels.items()}
+
+    def point(self, share: float, allotment: Allotment | None) -> _Measured:
+        """The whole model with that share left out."""
+        title = f"economy: {share:.3g} of the connections left out"
+        limits = self.limits(share, allotment)
 
         def make() -> _Measured:
             engine, counts = self.engine, Counts()
@@ -175,137 +247,70 @@ class _Run:
                 found = metrics.evaluate(engine, self.answers, generate=False, items=False)
             return _Measured(coherence=found, fired={name: one.share for name, one in counts.layers.items()})
 
-        stage = Stage("economy-point", title, {**self._common, "share": share, "reference": self.digest})
+        stage = Stage("economy-point", title, {**self._common, "limits": limits, "reference": self.digest})
         return self.work.stages.record(stage, _Measured, make)[0]
 
-    def blocks(self, share: float) -> list[float]:
-        """KL divergence in nats of each block alone with that share left out, from the same model whole."""
-        spec = self.work.checkpoint.spec
-        title = f"economy: {spec.layers} blocks, one by one, {share:.0%} of the inputs left out"
-        limits = self.limits[share]
+    def blocks(self, share: float, allotment: Allotment | None) -> list[float]:
+        """KL divergence in nats with one block alone gated so, from the same model whole."""
+        layers = self.work.checkpoint.spec.layers
+        title = f"economy: {layers} blocks, one by one, {share:.3g} of the connections left out"
+        limits = self.limits(share, allotment)
 
         def make() -> list[float]:
-            sequences = sample([np.array(ids) for ids in self.answers.sequences.lists()], _PROBES, spec.vocab_size)
-            engine, found = self.engine, []
-            stack = next(t.hf.split(f".{t.layer}.")[0] for t in spec.tensors if t.layer is not None)
+            probe = self._probe
             with self.work.progress.step(title) as advance:
-                whole = [engine.record(ids, stack) for ids in sequences]
-                tick = counter(advance, spec.layers)
-                for layer in range(spec.layers):
-                    own = {t.hf: limits[t.hf] for t in self.linear if t.layer == layer}
-                    with gated(engine.module, own):
-                        parts = [
-                            kl_full(logits, engine.logits_from(ids, stack, given, layer))
-                            for ids, (logits, given) in zip(sequences, whole, strict=True)
-                        ]
-                    found.append(float(np.concatenate(parts).mean()))
+                tick, found = counter(advance, layers), []
+                for layer in range(layers):
+                    found.append(probe.kl({t.hf: limits[t.hf] for t in self.linear if t.layer == layer}, layer))
                     tick(layer)
             return found
 
-        stage = Stage("economy-blocks", title, {**self._common, "share": share, "reference": self.digest})
+        stage = Stage("economy-blocks", title, {**self._common, "limits": limits, "text": self._sample_ids})
         return self.work.stages.record(stage, list[float], make)[0]
 
 
-def _matrices(plan: Plan) -> list[Entry]:
-    """What a token is multiplied by: linear layers and the head, which may be the embedding."""
-    kinds = ("linear", "embedding" if plan.tied else "head")
-    return [entry for entry in plan.entries if entry.tensor.rule.kind in kinds]
+class _Probe:
+    """The model, what it says of a few sequences, and what it says when something is left out."""
+
+    def __init__(self, engine: TorchEngine, sequences: Sequence[Ids], stack: str) -> None:
+        self._engine, self._sequences, self._stack = engine, sequences, stack
+        self._whole: list[tuple[F32, list[Any]]] = [engine.record(ids, stack) for ids in sequences]
+
+    def kl(self, limits: Mapping[str, float], layer: int) -> float:
+        """Mean divergence in nats with these thresholds, all of them in one layer."""
+        with gated(self._engine.module, limits):
+            parts = [
+                kl_full(logits, self._engine.logits_from(ids, self._stack, given, layer))
+                for ids, (logits, given) in zip(self._sequences, self._whole, strict=True)
+            ]
+        return max(0.0, float(np.concatenate(parts).mean()))
 
 
-def _linear(plan: Plan) -> list[Entry]:
-    return [entry for entry in plan.entries if entry.tensor.rule.kind == "linear"]
-
-
-def _unread(entries: Sequence[Entry], fired: Mapping[str, float]) -> float:
-    return sum(entry.loaded_nbytes * (1 - fired[entry.tensor.hf]) for entry in entries)
-
-
-def _fired(entries: Sequence[Entry], fired: Mapping[str, float]) -> float:
-    """Share of the entries' connections."""
-    whole = sum(entry.tensor.parameters for entry in entries)
-    return sum(entry.tensor.parameters * fired[entry.tensor.hf] for entry in entries) / whole
-
-
-def _point(run: _Run, share: float, found: _Measured) -> Point:
-    own, said = _linear(run.wish.plan), found.coherence
+def _point(run: _Run, share: float, allotment: Allotment | None, found: _Measured) -> Point:
+    own, said = figures.linear(run.wish.plan), found.coherence
     return Point(
-        asked=share, skipped=1 - _fired(own, found.fired), kl_mean=said.kl_mean, kl_low=said.kl_mean_low,
+        asked=share, skipped=1 - figures.share_fired(own, found.fired), kl_mean=said.kl_mean, kl_low=said.kl_mean_low,
         kl_high=said.kl_mean_high, same_top=said.same_top, ppl_ratio=said.ppl_ratio,
-        unread=round(_unread(own, found.fired)),
-    )  # fmt: skip
-
-
-def _parts(groups: Mapping[str, Sequence[Entry]], fired: Mapping[str, float], costs: Sequence[float | None]) -> tuple[
-    Part, ...
-]:  # fmt: skip
-    return tuple(
-        Part(
-            name=name, connections=sum(entry.tensor.parameters for entry in entries), fired=_fired(entries, fired),
-            nbytes=sum(entry.loaded_nbytes for entry in entries), kl=cost,
-        )
-        for (name, entries), cost in zip(groups.items(), costs, strict=True)
+        unread=round(figures.unread(own, found.fired)),
+        predicted_kl=None if allotment is None else allotment.predicted_kl,
     )  # fmt: skip
 
 
 def _economy(
-    run: _Run, compared: str, text: str, points: Sequence[Point], best: Point, fired: Mapping[str, float],
+    run: _Run, compared: str, text: str, points: Sequence[Point], best: Point, fired: figures.Fired,
     costs: Sequence[float],
 ) -> Economy:  # fmt: skip
-    plan, spec, target = run.wish.plan, run.work.checkpoint.spec, run.wish.target
-    linear, whole = _linear(plan), {**dict.fromkeys((e.tensor.hf for e in _matrices(plan)), 1.0), **fired}
-    roles = {role: [e for e in _matrices(plan) if e.tensor.role == role]
-             for role in dict.fromkeys(e.tensor.role for e in _matrices(plan))}  # fmt: skip
-    blocks = {str(layer): [e for e in linear if e.tensor.layer == layer] for layer in range(spec.layers)}
-    connections = sum(entry.tensor.parameters for entry in _matrices(plan))
-    context = run.work.options.length
-    attention = 2 * spec.layers * spec.heads * spec.head_dim * context  # scores, then the values they weigh
-    dense, chosen = _seconds(plan, target, dict.fromkeys(fired, 1.0)), _seconds(plan, target, fired)
-    watts = published_watts(target)
+    plan, target, context = run.wish.plan, run.wish.target, run.work.options.length
+    connections = figures.connections(figures.matrices(plan))
+    dense, chosen = (figures.tokens_per_second(plan, target, each) for each in ({}, fired))
     return Economy(
         model=run.work.checkpoint.name, model_sha256=run.work.checkpoint.sha256, reference=compared,
-        weights=run.wish.grid or "", text=text, formats=_formats(plan), target=target.name, connections=connections,
-        linear=sum(entry.tensor.parameters for entry in linear), multiply_adds=connections + attention, context=context,
-        bytes_per_token=plan.bytes_per_token, points=tuple(points), max_kl=run.wish.max_kl, chosen=best.asked,
-        roles=_parts(roles, whole, [None] * len(roles)), blocks=_parts(blocks, fired, costs),
-        tokens_per_second=_over(1, dense), tokens_per_second_chosen=_over(1, chosen),
-        millijoules=_times(watts, dense), millijoules_chosen=_times(watts, chosen), basis=_basis(target, watts),
+        weights=run.wish.grid or "", text=text, formats=figures.formats(plan), target=target.name,
+        connections=connections, linear=figures.connections(figures.linear(plan)),
+        multiply_adds=connections + figures.attention(run.work.checkpoint.spec, context), context=context,
+        bytes_per_token=plan.bytes_per_token, uniform=run.wish.uniform, points=tuple(points), max_kl=run.wish.max_kl,
+        chosen=best.asked, roles=figures.roles(plan, fired), blocks=figures.blocks(plan, fired, costs),
+        tokens_per_second=dense, tokens_per_second_chosen=chosen, millijoules=figures.millijoules(target, dense),
+        millijoules_chosen=figures.millijoules(target, chosen), basis=figures.basis(target),
         measured=run.wish.measured,
     )  # fmt: skip
-
-
-def _seconds(plan: Plan, target: Target, fired: Mapping[str, float]) -> float | None:
-    """Predicted for a token."""
-    saved = sum(e.loaded_nbytes * (1 - fired[e.tensor.hf]) / efficiency(target, e.grid) for e in _linear(plan))
-    return _over(1, decode_speed(target, streamed(plan, target) - saved))
-
-
-def _over(one: float, other: float | None) -> float | None:
-    return None if other is None else one / other
-
-
-def _times(watts: float | None, seconds: float | None) -> float | None:
-    return None if watts is None or seconds is None else 1000 * watts * seconds
-
-
-def published_watts(target: Target) -> float | None:
-    """Power while decoding on the target, the median of what its file has published; None: it has nothing."""
-    each = [
-        anchor.mj_per_token / 1000 * anchor.tg_tok_s
-        for anchor in target.anchors
-        if anchor.mj_per_token is not None and anchor.tg_tok_s is not None
-    ]
-    return statistics.median(each) if each else None
-
-
-def _basis(target: Target, watts: float | None) -> str:
-    if target.memory.decode_gbps is None:
-        return f"the file of {target.name} has no decode bandwidth: nothing is predicted"
-    power = "no published energy" if watts is None else f"{watts:.1f} W while decoding, the median of published ones"
-    return f"{target.memory.decode_gbps} GB/s ({target.memory.decode_basis}), {power}"
-
-
-def _formats(plan: Plan) -> str:
-    shares = plan.shares(linear_only=True)
-    named = ", ".join(name for name, _ in shares.most_common(3))
-    head = next((get(entry.grid).name for entry in _matrices(plan) if entry.tensor.rule.kind != "linear"), "")
-    return f"{plan.container.upper()}, linear layers in {named}{f', head in {head}' if head else ''}"

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     "--grids", metavar="NAMES",
     help="Compute and count the linear layers in these formats, separated by commas; `own` is the model as it is.",
 )  # fmt: skip
-@click.option("--shares", metavar="NUMBERS", help="Of the inputs left out, separated by commas, such as 0.1,0.3,0.5.")
+@click.option("--shares", metavar="NUMBERS", help="Of the connections left out, separated by commas, such as 0.1,0.3.")
 @click.option(
     "--max-kl", type=click.FloatRange(0), default=0.03, show_default=True, help="Nats that leaving out may cost."
 )
+@click.option("--uniform", is_flag=True, help="Leave the same share out of every layer, not what costs least.")
 @click.option(
     "--bench", type=click.Path(path_type=Path), metavar="FILE",
     help="A result of `edgekit bench --json` on a board: its speed and energy stand beside the predicted ones.",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
     models: tuple[str, ...], source: SourceOptions, against: str | None, target: str, bits: str, container: Container,
-    grids: str | None, shares: str | None, max_kl: float, bench: Path | None, text: Path | None,
+    grids: str | None, shares: str | None, max_kl: float, uniform: bool, bench: Path | None, text: Path | None,
     calibration_text: Path | None, sequences: int, length: int, seed: int, output: Path | None,
     json_file: Path | None, force: bool, no_cache: bool,
 ) -> None:  # fmt: skip
@@ -78,7 +79,7 @@ def command(
             found.append(
                 economy(
                     model, against=against, target=target, container=container, grid=grid, shares=parts, max_kl=max_kl,
-                    measured=measured,
+                    uniform=uniform, measured=measured,
                     options=options, source=source, progress=Bars(),
                 )
             )  # fmt: skip
@@ -116,14 +117,14 @@ def _show(found: Economy) -> None:
     from rich.table import Table
 
     from edgekit.errors import one_line
-    from edgekit.report.economy import SHORT, chosen_in_words, row, title, whole_in_words
+    from edgekit.report.economy import SHORT, chosen_in_words, short, title, whole_in_words
 
     console = Console()
     table = Table(title=escape(one_line(title(found))))
     for name in SHORT:
         table.add_column(name, justify="right", no_wrap=True)
     for point in found.points:
-        table.add_row(*row(found, point))
+        table.add_row(*short(found, point))
     console.print(table)
     for line in (*whole_in_words(found), chosen_in_words(found)):
         console.print(escape(one_line(line)), highlight=False)

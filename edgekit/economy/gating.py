@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +27,16 @@ _BINS, _SHIFT = 1 << 15, 16
 _INFINITE = 0x7F80
 """Of infinity; NaN lie above."""
 Hook = Callable[[Any, tuple[torch.Tensor, ...]], Any]
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one linear layer on the calibration text."""
+
+    limits: tuple[float, ...]
+    """For each share the magnitude below which at most that share of the inputs lies: a bfloat16, as large as it may
+    be; 0 for a share of 0."""
+    energies: tuple[float, ...]
+    """Share of the inputs' squares that lies below each of them, from a histogram."""
 
 
 @dataclass
@@ -53,10 +64,10 @@ class Counts:
         own.fired, own.seen = own.fired + fired, own.seen + seen
 
 
-def thresholds(
+def inputs(
     module: Any, weights: Sequence[str], sequences: Sequence[Ids], shares: Sequence[float], progress: Advance
-) -> dict[str, tuple[float, ...]]:
-    """For each share the magnitude below which at most that share of a layer's inputs lies.
+) -> dict[str, Inputs]:
+    """Thresholds of linear layers' inputs.
 
     Args:
         module: a Hugging Face causal language model.
@@ -66,7 +77,7 @@ def thresholds(
         progress: called after every sequence.
 
     Returns:
-        Parameter name → a threshold for each share, a bfloat16, as large as it may be; 0 for a share of 0.
+        Parameter name → a threshold for each share, and what lies below it.
 
     Raises:
         BadWeightsError: an input is NaN or infinite; names the layer.
@@ -87,7 +98,7 @@ def thresholds(
     return {name: _quantiles(name, counts, shares) for name, counts in found.items()}
 
 
-def _quantiles(name: str, counts: NDArray[np.int64], shares: Sequence[float]) -> tuple[float, ...]:
+def _quantiles(name: str, counts: NDArray[np.int64], shares: Sequence[float]) -> Inputs:
     if counts[_INFINITE:].any():
         raise BadWeightsError(
             f"the inputs of {name} hold NaN or infinity",
@@ -95,9 +106,15 @@ def _quantiles(name: str, counts: NDArray[np.int64], shares: Sequence[float]) ->
             remedy="the model overflows on this text: give another --calibration-text",
         )
     below = np.cumsum(counts)
+    middles = (np.arange(_INFINITE, dtype=np.uint32) << _SHIFT | 1 << (_SHIFT - 1)).view(np.float32).astype(np.float64)
+    middles[0] = 0.0  # nearly all of them are zeros
+    energy = np.concatenate([[0.0], np.cumsum(counts[:_INFINITE] * middles**2)])
     # A bin is left out as a whole or not at all, so that a share is never exceeded on the text that it was found on.
     edges = [int(np.searchsorted(below, share * below[-1], side="right")) if share > 0 else 0 for share in shares]
-    return tuple(float((np.array([min(edge, _INFINITE)], np.uint32) << _SHIFT).view(np.float32)[0]) for edge in edges)
+    edges = [min(edge, _INFINITE) for edge in edges]
+    limits = (np.array(edges, np.uint32) << _SHIFT).view(np.float32)
+    whole = energy[-1] or 1.0
+    return Inputs(limits=tuple(map(float, limits)), energies=tuple(float(energy[edge] / whole) for edge in edges))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-"""Of each layer's inputs that are left out."""
+"""Of the linear layers' connections that are left out."""
 MAX_KL = 0.03
 """Nats that leaving out may cost."""
 
@@ -16,9 +16,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The model with a share of every linear layer's inputs left out."""
 
     asked: float
-    """Share of the inputs, on the calibration text."""
+    """Share of the linear layers' connections that was to be left out, on the calibration text."""
     skipped: float
     """Share of the linear layers' connections that did not fire, counted on the evaluation text."""
+    predicted_kl: float | None = None
+    """What the sum over sites said of it, nats; None where every layer leaves out the same share."""
     kl_mean: float
     """From the full-precision reference, nats."""
     kl_low: float | None
@@ -78,6 +80,8 @@ class Economy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     context: int
     bytes_per_token: int
     """Weights that decoding one token reads, as :attr:`edgekit.quantize.plan.Plan.bytes_per_token`."""
+    uniform: bool
+    """Whether every layer leaves out the same share of its inputs; otherwise those that cost least."""
     points: tuple[Point, ...]
     max_kl: float
     """Nats by which leaving out may raise the divergence."""

@@ -17,8 +17,10 @@ _FLOOR = 1e-4
 COLOURS = 6
 """Of models; more begin again."""
 HEAD = (
-    "inputs left out", "connections left out", "KL, nats", "95 %", "same top", "perplexity ratio", "MiB not read",
+    "asked", "left out", "KL predicted", "KL, nats", "95 %", "same top", "perplexity ratio", "MiB not read",
 )  # fmt: skip
+_LONG = ("KL predicted",)
+"""Left out in terminals."""
 SHORT = ("asked", "left out", "KL, nats", "95 %", "same top", "ppl ×", "MiB less")
 """The same for terminals."""
 PARTS = ("part", "connections", "fire", "MiB", "KL alone, nats")
@@ -63,6 +65,7 @@ class Shown:
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[float, str], ...]
     share: str
+    uniform: bool
     highest: str
 
     @property
@@ -93,11 +96,17 @@ def _name(found: Economy) -> str:
     return f"{found.model}, {found.weights}" if found.weights else found.model
 
 
+def short(found: Economy, point: Point) -> tuple[str, ...]:
+    """A point's figures under :data:`SHORT`."""
+    return tuple(cell for name, cell in zip(HEAD, row(found, point), strict=True) if name not in _LONG)
+
+
 def row(found: Economy, point: Point) -> tuple[str, ...]:
     """A point's figures under :data:`HEAD`; the chosen one has a star."""
     mark = "*" if point.asked == found.chosen else ""
     return (
-        f"{mark}{percent(point.asked)}", f"{100 * point.skipped:.1f} %", number(point.kl_mean), _interval(point),
+        f"{mark}{percent(point.asked)}", f"{100 * point.skipped:.1f} %",
+        "–" if point.predicted_kl is None else number(point.predicted_kl), number(point.kl_mean), _interval(point),
         f"{100 * point.same_top:.1f} %", f"{point.ppl_ratio:.3f}", f"{point.unread / 2**20:.1f}",
     )  # fmt: skip
 
@@ -123,7 +132,7 @@ def chosen_in_words(found: Economy) -> str:
     """What may be left out."""
     best = found.best
     if best.skipped == 0:
-        return f"No measured share of the inputs can be left out within {number(found.max_kl)} nats."
+        return f"No measured share of the connections can be left out within {number(found.max_kl)} nats."
     return (
         f"* Within {number(found.max_kl)} nats {percent(best.skipped)} of the linear layers' connections need not fire "
         f"(KL divergence {number(found.points[0].kl_mean)} to {number(best.kl_mean)}): {mebibytes(best.unread)} would "
@@ -178,7 +187,8 @@ def _shown(index: int, found: Economy, most: float, bottom: int, top: int) -> Sh
         chosen=chosen_in_words(found), whole=whole_in_words(found),
         rows=tuple(row(found, point) for point in found.points), roles=tuple(map(_part, found.roles)),
         blocks=tuple(map(_part, found.blocks)), bars=tuple(_bars(found.blocks, highest)),
-        ticks=tuple(_ticks(len(found.blocks))), share=percent(found.chosen), highest=number(highest),
+        ticks=tuple(_ticks(len(found.blocks))), share=percent(found.chosen), uniform=found.uniform,
+        highest=number(highest),
     )  # fmt: skip
 
 

@@ -82,30 +82,45 @@ def test_the_counts_are_those_of_the_model(model: Path) -> None:
 
 def test_a_block_costs_what_it_costs_alone(llama: Path) -> None:
     """Computed again without what the layers before gave."""
-    found = api.economy(llama, shares=[0.5], max_kl=100, options=OPTIONS)
+    found = api.economy(llama, shares=[0.5], max_kl=100, uniform=True, options=OPTIONS)
     assert found.chosen == 0.5
+    assert found.uniform
+    assert [point.predicted_kl for point in found.points] == [None, None]
     engine, spec = TorchEngine(llama), resolve(str(llama)).spec
     linear = [tensor for tensor in spec.tensors if tensor.rule.kind == "linear"]
     seen: list[tuple[Any, list[np.ndarray[Any, Any]]]] = []
     own = economizing._Run.blocks
 
-    def noting(run: Any, share: float) -> list[float]:
+    def noting(run: Any, share: float, allotment: None) -> list[float]:
         for layer in range(spec.layers):
-            limits = {t.hf: run.limits[share][t.hf] for t in linear if t.layer == layer}
-            rows = [np.array(ids) for ids in run.answers.sequences.lists()]
+            limits = {t.hf: run.limit(t.hf, share) for t in linear if t.layer == layer}
+            rows = run.calibration.sequences
             whole = [engine.logits(ids) for ids in rows]
             with gated(engine.module, limits):
                 seen.append((layer, [kl_full(p, engine.logits(ids)) for p, ids in zip(whole, rows, strict=True)]))
-        return own(run, share)
+        return own(run, share, allotment)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(economizing._Run, "blocks", noting)
-        again = api.economy(llama, shares=[0.5], max_kl=100, options=OPTIONS)
+        again = api.economy(llama, shares=[0.5], max_kl=100, uniform=True, options=OPTIONS)
     assert again == found
     for part, (_, parts) in zip(found.blocks, seen, strict=True):
         assert part.kl == pytest.approx(float(np.concatenate(parts).mean()), rel=1e-3)
         assert part.kl is not None
         assert part.kl > 0
+
+
+def test_what_is_allotted_costs_what_the_sum_says(model: Path) -> None:
+    """And no more than the same share everywhere, up to what a sum over sites cannot know."""
+    even = api.economy(model, shares=SHARES, uniform=True, options=OPTIONS)
+    found = api.economy(model, shares=SHARES, options=OPTIONS)
+    assert not found.uniform
+    assert found.points[0].predicted_kl == 0
+    for point, other in zip(found.points[1:], even.points[1:], strict=True):
+        assert point.predicted_kl is not None
+        assert point.predicted_kl < 1e-3 or 0.2 < point.kl_mean / point.predicted_kl < 5
+        assert point.kl_mean < 1.3 * other.kl_mean + 1e-3
+        assert point.skipped > other.skipped - 0.1
 
 
 def test_a_format_has_damage_and_bytes_of_its_own(llama: Path) -> None:
@@ -121,7 +136,7 @@ def test_a_format_has_damage_and_bytes_of_its_own(llama: Path) -> None:
 def test_what_was_measured_is_kept(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.economy(llama, shares=[0.25], options=OPTIONS)
     monkeypatch.setattr(metrics, "evaluate", None)
-    monkeypatch.setattr(economizing, "thresholds", None)
+    monkeypatch.setattr(economizing, "inputs", None)
     assert api.economy(llama, shares=[0.25], options=OPTIONS) == first
 
 
@@ -180,7 +195,7 @@ def test_a_bundle_of_onnx_alone_is_refused(llama: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_share_no_format_or_no_parent_is_refused(llama: Path, tmp_path: Path) -> None:
-    for share in (1.0, -0.1, float("nan")):
+    for share in (1.0, 0.96, -0.1, float("nan")):
         with pytest.raises(OptionError, match="no share"):
             api.economy(llama, shares=[share], options=OPTIONS)
     with pytest.raises(GridError, match="does not fit"):

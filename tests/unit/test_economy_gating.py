@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -15,8 +16,9 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from edgekit import targets  # noqa: E402
-from edgekit.economizing import published_watts  # noqa: E402
-from edgekit.economy.gating import Counts, gated, thresholds  # noqa: E402
+from edgekit.economy.allotting import ANCHOR, LEVELS, Site, allot  # noqa: E402
+from edgekit.economy.figures import published_watts  # noqa: E402
+from edgekit.economy.gating import Counts, gated, inputs  # noqa: E402
 from edgekit.economy.record import Economy, Part, Point, within  # noqa: E402
 from edgekit.errors import BadWeightsError  # noqa: E402
 from edgekit.report.economy import render  # noqa: E402
@@ -52,7 +54,8 @@ def random_model(seed: int = 0, tokens: int = 12, width: int = 7) -> Model:
 def test_a_threshold_is_the_largest_that_keeps_the_share(rows: list[list[float]], share: float) -> None:
     model = Model(rows)
     model.first.weight.data.zero_()
-    (found,) = thresholds(model, WEIGHTS[:1], [np.arange(len(rows))], [share], quiet)["first.weight"]
+    made = inputs(model, WEIGHTS[:1], [np.arange(len(rows))], [share], quiet)["first.weight"]
+    (found,), (energy,) = made.limits, made.energies
     sizes = np.abs(np.array(rows, np.float32)).flatten()
     assert (sizes < found).sum() <= share * sizes.size
     if share > 0 and np.isfinite(found):
@@ -60,6 +63,9 @@ def test_a_threshold_is_the_largest_that_keeps_the_share(rows: list[list[float]]
         assert (sizes < above).sum() > share * sizes.size  # the next bfloat16 leaves out too much
     if share == 0:
         assert found == 0
+    squares = sizes.astype(np.float64) ** 2
+    if squares.sum() > 0:  # a bin's middle is within 1/256 of what lies in it
+        assert energy == pytest.approx(squares[sizes < found].sum() / squares.sum(), rel=0.02, abs=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 9])
@@ -87,7 +93,7 @@ def test_what_is_below_is_left_out_and_counted_the_first_token_excepted(tokens: 
 def test_nothing_is_left_out_at_zero() -> None:
     model, ids = random_model(), torch.arange(12)[None]
     model.rows[3] = 0
-    limits = {name: found[0] for name, found in thresholds(model, WEIGHTS, [np.arange(6)], [0.0], quiet).items()}
+    limits = {name: found.limits[0] for name, found in inputs(model, WEIGHTS, [np.arange(6)], [0.0], quiet).items()}
     counts = Counts()
     with torch.inference_mode():
         plain = model(ids)
@@ -102,7 +108,7 @@ def test_inputs_that_are_no_numbers_name_the_layer(wrong: float) -> None:
     model = random_model()
     model.rows[2, 1] = wrong
     with pytest.raises(BadWeightsError, match=r"first\.weight"):
-        thresholds(model, WEIGHTS, [np.arange(6)], [0.5], quiet)
+        inputs(model, WEIGHTS, [np.arange(6)], [0.5], quiet)
 
 
 def point(asked: float, kl: float) -> Point:
@@ -128,7 +134,7 @@ def economy(**changes: Any) -> Economy:
     part = Part(name="0", connections=10, fired=0.8, nbytes=20, kl=0.01)
     made = Economy(
         model="m", model_sha256="0" * 64, reference="m", weights="", text="text", formats="GGUF", target="rpi5",
-        connections=20, linear=10, multiply_adds=30, context=4, bytes_per_token=40,
+        connections=20, linear=10, multiply_adds=30, context=4, bytes_per_token=40, uniform=False,
         points=(point(0.0, 0.0), point(0.2, 0.02)), max_kl=0.03, chosen=0.2, roles=(part,), blocks=(part, part),
         tokens_per_second=10.0, tokens_per_second_chosen=12.0, millijoules=3.0, millijoules_chosen=2.5, basis="b",
     )  # fmt: skip
@@ -155,4 +161,44 @@ def test_the_page_shows_every_model_and_no_stranger_gets_into_it() -> None:
 
 def test_a_model_that_needs_everything_is_told() -> None:
     text = render([economy(points=(point(0.0, 0.0), point(0.2, 2.0)), chosen=0.0)])
-    assert "No measured share of the inputs can be left out within 0.0300 nats." in text
+    assert "No measured share of the connections can be left out within 0.0300 nats." in text
+
+
+def site(name: str, connections: int, kl: float, power: float = 3.0) -> Site:
+    energies = tuple(level**power for level in LEVELS)
+    return Site(weights=(name,), connections=connections, kl=kl, energies=energies)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kls=st.lists(st.floats(0, 10), min_size=1, max_size=4),
+    shares=st.lists(st.floats(0, LEVELS[-1]), min_size=1, max_size=3),
+)
+def test_what_is_allotted_is_the_best_of_all(kls: list[float], shares: list[float]) -> None:
+    """Compared with every combination."""
+    sites = [site(str(index), 20 * (index + 1), kl) for index, kl in enumerate(kls)]
+    coarse = range(0, len(LEVELS), 1 if len(sites) < 3 else 4)
+    whole = sum(one.connections for one in sites)
+    for share, found in allot(sites, shares).items():
+        kept = sum(one.connections * (1 - LEVELS[found.levels[one.weights[0]]]) for one in sites)
+        assert kept <= whole * (1 - share) + 1
+        assert found.predicted_kl == pytest.approx(
+            sum(one.damage(found.levels[one.weights[0]]) for one in sites), abs=1e-9
+        )
+        for picks in itertools.product(coarse, repeat=len(sites)):
+            others = sum(one.connections * (1 - LEVELS[pick]) for one, pick in zip(sites, picks, strict=True))
+            if others <= whole * (1 - share):
+                damage = sum(one.damage(pick) for one, pick in zip(sites, picks, strict=True))
+                assert found.predicted_kl <= damage * (1 + 1e-6) + 1e-9
+
+
+def test_who_costs_nothing_leaves_out_first() -> None:
+    cheap, dear = site("cheap", 100, 0.0), site("dear", 100, 1.0)
+    (found,) = allot([cheap, dear], [0.4]).values()
+    assert LEVELS[found.levels["cheap"]] >= 0.8
+    assert found.levels["dear"] == 0
+    assert found.predicted_kl == 0
+    assert dear.damage(LEVELS.index(ANCHOR)) == pytest.approx(1.0)
+    dead = Site(weights=("dead",), connections=1, kl=0.0, energies=(0.0,) * len(LEVELS))
+    assert dead.damage(5) == 0
+    assert allot([], [0.5])[0.5].levels == {}
