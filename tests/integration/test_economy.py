@@ -110,17 +110,19 @@ def test_a_block_costs_what_it_costs_alone(llama: Path) -> None:
         assert part.kl > 0
 
 
-def test_what_is_allotted_costs_what_the_sum_says(model: Path) -> None:
-    """And no more than the same share everywhere, up to what a sum over sites cannot know."""
+def test_what_is_allotted_costs_less_than_the_same_everywhere(model: Path) -> None:
+    """How well the sum predicts is a matter of real models: a few tokens of a tiny one are all chance."""
     even = api.economy(model, shares=SHARES, uniform=True, options=OPTIONS)
     found = api.economy(model, shares=SHARES, options=OPTIONS)
     assert not found.uniform
     assert found.points[0].predicted_kl == 0
     for point, other in zip(found.points[1:], even.points[1:], strict=True):
         assert point.predicted_kl is not None
-        assert point.predicted_kl < 1e-3 or 0.2 < point.kl_mean / point.predicted_kl < 5
-        assert point.kl_mean < 1.3 * other.kl_mean + 1e-3
-        assert point.skipped > other.skipped - 0.1
+        assert point.kl_mean < 1.1 * other.kl_mean + 1e-4
+        assert point.skipped > other.skipped - 0.05
+    predicted = [point.predicted_kl or 0.0 for point in found.points]
+    assert predicted == sorted(predicted)
+    assert predicted[-1] > 0
 
 
 def test_a_format_has_damage_and_bytes_of_its_own(llama: Path) -> None:
