@@ -17,6 +17,7 @@ import device_answers
 import measurements
 import mutations
 import numpy as np
+import planning
 import samples
 import tiny
 import tiny_tokenizers
@@ -363,6 +364,12 @@ PARSERS = {
         Parser(
             "imatrix", "an importance matrix, GGUF or .dat: `imatrix.read`, `imatrix.for_model`",
             _imatrix, mutations.any_bytes,
+        ),
+        Parser("plan", "a plan's file: `plan_file.read`, `plan_file.follow`", planning.plan, _JSON),
+        Parser("map", "a sensitivity map: `sensitivity_map.chosen`", planning.sensitivity, _JSON),
+        Parser("recipe", "a recipe: `recipe.load`", planning.recipes, mutations.worded(planning.RECIPE_WORDS)),
+        Parser(
+            "codes", "trained codes: `trained.places`, `trained.fits`", planning.codes, mutations.any_safetensors,
         ),
         Parser(
             "onnx", "any .onnx file: `onnx_file`",
