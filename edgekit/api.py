@@ -237,7 +237,7 @@ def economy(
     model: str | Path | None = None,
     *,
     against: str | Path | None = None,
-    target: str | Path = "rpi5",
+    target: str | Path | None = None,
     container: Container = "gguf",
     grid: str | None = None,
     shares: Sequence[float] | None = None,
@@ -253,7 +253,7 @@ def economy(
     Args:
         model: as in :func:`build`, or a bundle's folder, whose GGUF file is taken.
         against: whose full precision it is compared with; None: its own.
-        target: whose speed and energy are predicted, and whose formats are counted.
+        target: whose speed and energy are predicted, and whose formats are counted; None: a bundle's own, or rpi5.
         container: whose formats are counted; a bundle's are its own.
         grid: format that the linear layers are computed and counted in; None: as the model has them, counted in
             `options.bits`.
@@ -272,9 +272,11 @@ def economy(
     from edgekit.economy.record import MAX_KL, SHARES
     from edgekit.targets import load
 
-    options, progress, board = options or Options(), progress or Quiet(), load(str(target))
+    options, progress = options or Options(), progress or Quiet()
+    board = None if target is None else load(str(target))
     said = None if measured is None else decoded(measured, container)
     packed = counted(model)
+    board = board or packed.target or load("rpi5")
     checkpoint = _opened(packed.path, None, options, source, progress)
     plain = replace(source or SourceOptions(), lora=None, revision=None)
     parent = None if against is None else _opened(against, None, options, plain, progress)

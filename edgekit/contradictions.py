@@ -85,6 +85,8 @@ def _refuse_training(options: Options) -> None:
     if options.disperse is None:
         if options.train_text:
             raise OptionError("--train-text is given without --disperse", remedy="add --disperse RECIPE, or drop it")
+        if options.restart:
+            raise OptionError("--restart is given without --disperse", remedy="add --disperse RECIPE, or drop it")
         return
     from edgekit.training import recipe, sources
 

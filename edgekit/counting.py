@@ -8,6 +8,7 @@ from pathlib import Path
 from edgekit.bench.result import BenchResult
 from edgekit.bundle.bundle import open_bundle
 from edgekit.bundle.manifest import MANIFEST, Artefact
+from edgekit.bundle.target import bundle_target
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.economy.record import Decoded
 from edgekit.errors import BundleError, GridError, OptionError
@@ -26,6 +27,8 @@ class Counted:
     path: str | Path | None
     """What :func:`edgekit.checkpoint.source.resolve` takes."""
     artefact: Artefact | None = None
+    target: Target | None = None
+    """That the bundle was made for."""
 
     def plan(self, checkpoint: Checkpoint, target: Target, container: Container, bits: int, grid: str | None) -> Plan:
         """Format of every matrix.
@@ -69,13 +72,14 @@ def counted(model: str | Path | None) -> Counted:
 
     Raises:
         BundleError: the bundle is damaged, or has no GGUF file.
+        EdgekitError: its target is not known here, see :func:`edgekit.bundle.target.bundle_target`.
     """
     if model is None or not (Path(model) / MANIFEST).is_file():
         return Counted(model)
     bundle = open_bundle(Path(model))
     for artefact in bundle.manifest.artefacts:
         if artefact.format == "gguf":
-            return Counted(bundle.root / artefact.path, artefact)
+            return Counted(bundle.root / artefact.path, artefact, bundle_target(bundle))
     raise BundleError(
         f"the bundle {bundle.root} has no GGUF file",
         expected="one to read the weights from",

@@ -192,8 +192,9 @@ def _train(work: Work, wish: Wish) -> Made:
 
     def make(folder: Path) -> None:
         place = _place(work) / title
-        if not place.is_dir():  # an earlier build may have been killed on the way from there
-            disperse(wish, place, work.progress)
+        anew = work.options.restart
+        if anew or not place.is_dir():  # an earlier build may have been killed on the way from there
+            disperse(wish, place, work.progress, force=anew, restart=anew)
         _move(place, folder / _MODEL)
 
     return work.stages.run(stage, make)

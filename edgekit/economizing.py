@@ -113,6 +113,8 @@ def _checked(wish: Wish) -> tuple[float, ...]:
     for share in wish.shares:
         if not 0 <= share <= _MOST:
             raise OptionError(f"{share:g} is no share that can be left out", expected=f"0 to {_MOST}, such as 0.3")
+    if not wish.max_kl >= 0:
+        raise OptionError(f"{wish.max_kl:g} nats are no divergence", expected="0 or more, such as 0.03")
     return tuple(sorted({0.0, *wish.shares}))
 
 

@@ -93,6 +93,8 @@ class Options:
     """Recipe to train by before the artefacts are made: a name of edgekit's, or a .toml file."""
     train_text: tuple[str, ...] = ()
     """What is trained on: files, folders, hub:OWNER/NAME; (): the calibration text."""
+    restart: bool = False
+    """Begin the training anew, instead of going on where an interrupted build of the same was."""
     runtime: RuntimeOptions | None = None
     """The engines that the bundle carries for its board; None: artefacts only. `edgekit build` carries them."""
 

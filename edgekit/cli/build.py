@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     help="What --disperse trains on: a text file, .jsonl, a folder, or hub:NAME; repeat for several; default: the "
     "calibration text.",
 )  # fmt: skip
+@click.option("--restart", is_flag=True, help="Begin an interrupted --disperse anew instead of going on with it.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @portable_option
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
@@ -80,8 +81,8 @@ def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
     sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
     text: Path | None, calibration_text: Path | None, imatrix: Path | None, no_calibration: bool, effort: Effort,
-    disperse: str | None, train_text: tuple[str, ...], seed: int, portable: bool, strict: bool, gate: bool, force: bool,
-    llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
+    disperse: str | None, train_text: tuple[str, ...], restart: bool, seed: int, portable: bool, strict: bool,
+    gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
     accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
@@ -102,7 +103,7 @@ def command(
         text=text, calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort,
         seed=seed,
         budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
-        disperse=disperse, train_text=train_text,
+        disperse=disperse, train_text=train_text, restart=restart,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),
     )  # fmt: skip
     built = build(model, target=target, output=output, options=options, source=source, progress=Bars())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="[MODEL|BUNDLE]...")
 @source_options
 @click.option("--against", metavar="MODEL", help="Compare all with this one's full precision; default: each its own.")
-@click.option("--target", default="rpi5", show_default=True, help="Board whose speed and energy are predicted.")
+@click.option("--target", help="Board whose speed and energy are predicted; default: a bundle's own, or rpi5.")
 @click.option("--bits", type=click.Choice(["3", "4", "8"]), default="4", show_default=True, help="Whose bytes count.")
 @click.option(
     "--format", "container", type=click.Choice(["gguf", "onnx"]), default="gguf", show_default=True,
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep none; see edgekit cache.")
 def command(
-    models: tuple[str, ...], source: SourceOptions, against: str | None, target: str, bits: str, container: Container,
-    grids: str | None, shares: str | None, max_kl: float, uniform: bool, bench: Path | None, text: Path | None,
-    calibration_text: Path | None, sequences: int, length: int, seed: int, output: Path | None,
+    models: tuple[str, ...], source: SourceOptions, against: str | None, target: str | None, bits: str,
+    container: Container, grids: str | None, shares: str | None, max_kl: float, uniform: bool, bench: Path | None,
+    text: Path | None, calibration_text: Path | None, sequences: int, length: int, seed: int, output: Path | None,
     json_file: Path | None, force: bool, no_cache: bool,
 ) -> None:  # fmt: skip
     """Count what a token of each MODEL needs: connections, multiply-adds, bytes, predicted time and energy.
@@ -64,7 +64,8 @@ def command(
     taken.
     """
     from edgekit.api import economy
-    from edgekit.cli.outputs import refuse_outputs, write
+    from edgekit.cli.outputs import refuse_outputs, resolved, write
+    from edgekit.counting import counted
     from edgekit.progress import Bars
     from edgekit.report.economy import render
 
@@ -74,6 +75,7 @@ def command(
         cache=not no_cache,
     )  # fmt: skip
     parts, measured, found = _numbers(shares), _measured(bench), []
+    resolved([str(counted(model).path) for model in models], source)
     for model in models or (None,):
         for grid in _grids(grids):
             found.append(

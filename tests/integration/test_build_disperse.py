@@ -212,7 +212,10 @@ def test_other_text_is_another_training(finished: Place) -> None:
 
 @pytest.mark.nightly
 def test_a_killed_training_goes_on(place: Place) -> None:
-    """Killed among the blocks, then while the whole model is trained: the bytes come out as without it."""
+    """Killed among the blocks, then while the whole model is trained: the bytes come out as without it.
+
+    Killed once more and begun anew, it does not go on, and the bytes are the same again.
+    """
     for sign in ("training/*.training/start/block-0000.safetensors", "training/*.training/plain.json"):
         place.kill_when(sign, place.start("slow", "--format", "gguf"))
         assert not place.bundle("slow").exists()
@@ -222,6 +225,10 @@ def test_a_killed_training_goes_on(place: Place) -> None:
     fresh = Place(place.root, place.root / "fresh-cache")
     assert "going on" not in fresh.build("slow", "--format", "gguf", out="fresh")
     assert content(place.bundle("slow")) == content(place.bundle("slow", "fresh"))
+    again = Place(place.root, place.root / "third-cache")
+    again.kill_when("training/*.training/plain.json", again.start("slow", "--format", "gguf", out="third"))
+    assert "going on" not in again.build("slow", "--format", "gguf", "--restart", out="third")
+    assert content(again.bundle("slow", "third")) == content(place.bundle("slow"))
 
 
 def test_a_recipe_without_a_grid_trains_once_for_both(place: Place) -> None:

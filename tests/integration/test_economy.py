@@ -56,7 +56,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = Options(formats=("gguf",), sequences=2, length=24, bits=8)
-    return api.build(llama, output=tmp_path_factory.mktemp("bundles"), options=options).bundle
+    return api.build(llama, target="rpi4", output=tmp_path_factory.mktemp("bundles"), options=options).bundle
 
 
 def test_the_counts_are_those_of_the_model(model: Path) -> None:
@@ -171,6 +171,8 @@ def test_a_bundle_has_formats_of_its_own(llama: Path, bundle: Path) -> None:
     found = api.economy(bundle, against=llama, shares=[0.3], options=OPTIONS)
     listed = manifest.from_json((bundle / "manifest.json").read_bytes()).artefacts[0]
     assert found.reference == "llama"
+    assert found.target == "rpi4"
+    assert api.economy(bundle, target="rpi5", shares=[0.3], options=OPTIONS).target == "rpi5"
     assert 0 < found.points[0].kl_mean < 0.05  # what 8 bits do
     assert found.bytes_per_token == sum(entry.bytes for entry in listed.plan)
     with pytest.raises(OptionError, match="formats of its own"):
@@ -200,6 +202,8 @@ def test_what_is_no_share_no_format_or_no_parent_is_refused(llama: Path, tmp_pat
     for share in (1.0, 0.96, -0.1, float("nan")):
         with pytest.raises(OptionError, match="no share"):
             api.economy(llama, shares=[share], options=OPTIONS)
+    with pytest.raises(OptionError, match="no divergence"):
+        api.economy(llama, max_kl=float("nan"), options=OPTIONS)
     with pytest.raises(GridError, match="does not fit"):
         api.economy(llama, grid="Q6_K", options=OPTIONS)
     with pytest.raises(GridError):
@@ -246,4 +250,7 @@ def test_the_command_writes_a_page_of_all(cli: Cli, llama: Path, tmp_path: Path)
 
 def test_wrong_options_are_one_sentence(cli: Cli, llama: Path) -> None:
     cli("economy", llama, "--shares", "half").refused(OptionError.exit_code, "half", "separated by commas")
+    missing = cli("economy", llama, llama / "none")
+    missing.refused(InputNotFoundError.exit_code, "none")
+    assert "write" not in missing.out
     cli("economy", llama, "--target", "toaster").refused(UnknownTargetError.exit_code, "toaster")

@@ -45,6 +45,7 @@ def trained(recipe: str = "int4", **changes: object) -> Artefact:
     ("arguments", "code", "words"),
     [
         (["--train-text", "CORPUS"], 29, ["--train-text", "without --disperse"]),
+        (["--restart"], 29, ["--restart", "without --disperse"]),
         (["--disperse", "int4"], 29, ["no text to train on", "--train-text"]),
         (["--disperse", "int5", "--train-text", "CORPUS"], 10, ["no recipe int5", "laptop"]),
         (["--disperse", "int4", "--train-text", "nowhere.txt"], 10, ["nowhere.txt"]),
