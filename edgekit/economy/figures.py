@@ -99,7 +99,7 @@ def basis(target: Target) -> str:
         return f"the file of {target.name} has no decode bandwidth: nothing is predicted"
     watts = published_watts(target)
     power = "no published energy" if watts is None else f"{watts:.1f} W while decoding, the median of published ones"
-    return f"{target.memory.decode_gbps} GB/s ({target.memory.decode_basis}), {power}"
+    return f"{target.memory.decode_gbps} GB/s ({target.memory.decode_basis} there), {power}"
 
 
 def formats(plan: Plan) -> str:
