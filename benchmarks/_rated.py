@@ -217,8 +217,15 @@ def _panel(panel: Axes, entries: Sequence[Entry]) -> None:
     panel.legend(loc="lower left")
 
 
+def _hides(other: Entry, entry: Entry) -> bool:
+    """Whether the names of both would lie on each other; the better one's stays."""
+    return abs(other.megabytes - entry.megabytes) < 0.01 and other.kl < entry.kl < 1.1 * other.kl
+
+
 def _named(panel: Axes, entries: Sequence[Entry]) -> None:
     for entry in entries:
+        if any(_hides(other, entry) for other in entries):
+            continue
         panel.annotate(
             entry.name.removesuffix(" with importance"), (entry.megabytes, entry.kl), (3, 4),
             textcoords="offset points", fontsize=7, rotation=35, ha="left", va="bottom",
