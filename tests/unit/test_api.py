@@ -26,7 +26,7 @@ def test_the_functions_survive_the_import_of_every_module() -> None:
     import edgekit.cli.build
 
     assert edgekit.build.__module__ == "edgekit.api"
-    assert edgekit.open_bundle.__module__ == "edgekit.api"
+    assert edgekit.open_bundle.__module__ == "edgekit.opened"
 
 
 def test_unknown_attribute() -> None:
