@@ -43,7 +43,7 @@ SHARES = (0.1, 0.3, 0.5)
 ARGUMENTS = ("--sequences", "4", "--length", "32", "--shares", "0.1,0.3,0.5")
 
 
-@pytest.fixture(scope="module", params=["llama-biases", "gpt2", "gemma3"])
+@pytest.fixture(scope="module", params=["gpt2", "gemma3"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_families.make(tmp_path_factory.mktemp("economy") / "model", request.param)
 
