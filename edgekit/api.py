@@ -88,12 +88,14 @@ def build(
         _refuse_missing()
         from edgekit import building
         from edgekit.export.hatches import with_caveats
+        from edgekit.quantize.groups import stock
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"the package {error.name} is not installed", remedy="pip install 'edgekit[build]', or see edgekit doctor"
         ) from error
     contradictions.refuse_foreign_imatrix(checkpoint, options)
     checkpoint = with_caveats(checkpoint, options)
+    board = stock(board) if options.portable else board
     bundle = Path(output) / building.bundle_name(checkpoint, board, options)
     return Built(bundle, building.build(checkpoint, board, bundle, options, progress))
 

@@ -18,7 +18,9 @@ _MAX_BYTES = 2 << 30
 _MAX_PLACE = 1 << 50
 _EXTERNAL = 1
 """TensorProto.EXTERNAL."""
-_INPUTS = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "MatMul3Bits": (1, 2)}
+_INPUTS = {
+    "MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "MatMul3Bits": (1, 2), "Gather3Bits": (1, 2),
+}  # fmt: skip
 """Places of codes, scales and zero points among an operator's inputs (onnxruntime docs/ContribOperators.md)."""
 _PARTS = ("codes", "scales", "zero points")
 
@@ -140,7 +142,7 @@ def _attributes(node: Any) -> dict[str, int]:
 def _weights(node: Any, tensors: Mapping[str, Any]) -> int:
     """Number of weights in a quantized matrix; codes of fewer than 8 bits are packed into bytes."""
     settings = _attributes(node)
-    if node.op_type in ("MatMulNBits", "MatMul3Bits"):
+    if node.op_type in ("MatMulNBits", "MatMul3Bits", "Gather3Bits"):
         return settings.get("K", 0) * settings.get("N", 0)
     codes = tensors.get(node.input[0]) if node.input else None
     per_byte = 8 // settings["bits"] if codes is not None and codes.data_type == 2 and settings["bits"] in (2, 4) else 1

@@ -20,7 +20,7 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]
 Text = Annotated[str, Meta(max_length=500, pattern=PRINTABLE)]
 Name = Annotated[str, Meta(pattern=r"^_?[a-z0-9][a-z0-9-]{0,63}" + _END)]
 GgmlType = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{1,15}" + _END)]
-OnnxFormat = Annotated[str, Meta(pattern=r"^int[48]-a?sym-b(32|64|128)" + _END)]
+OnnxFormat = Annotated[str, Meta(pattern=r"^int([48]-a?sym-b(32|64|128)|3-sym-b(32|64))" + _END)]
 Feature = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}" + _END)]
 Part = Annotated[str, Meta(pattern=r"^0x[0-9a-f]{3}" + _END)]
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}" + _END)]
@@ -155,7 +155,11 @@ class OnnxRuntime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 2.0
     fast: Annotated[
         tuple[OnnxFormat, ...],
-        Meta(max_length=32, description="Formats that a plan under a budget may choose from, as far as bits allows."),
+        Meta(
+            max_length=32,
+            description="Formats that a plan under a budget may choose from, as far as bits allows; those of 3 bits "
+            "are edgekit's own.",
+        ),
     ] = ()
     session: Annotated[dict[SessionKey, Text], Meta(description="Session configuration entries.")] = {}
     source: Annotated[Text, Meta(description="Public source of this table.")] = ""

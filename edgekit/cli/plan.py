@@ -52,12 +52,14 @@ def command(
     """
     from edgekit.checkpoint.source import resolve
     from edgekit.progress import Bars
+    from edgekit.quantize.groups import stock
     from edgekit.quantize.plan import refuse_fallbacks
     from edgekit.quantize.predict import predict, refuse_too_big
     from edgekit.targets import load
 
     _refuse(budget, pareto, html, [path for path in (html, output) if path is not None], force)
     board, checkpoint = load(target), resolve(model, source, progress=Bars())
+    board = stock(board) if portable else board
     formats = tuple(dict.fromkeys(formats))
     options = Options(bits=bits, budget=budget, sensitivity=sensitivity, formats=formats, portable=portable)
     if pareto:

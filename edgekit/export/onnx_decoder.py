@@ -185,9 +185,18 @@ class Decoder:
     def _lookup(self, entry: Entry) -> str:
         if entry.grid == FLOAT:
             return self._op("Gather", ["embedding.weight", "input_ids"], "/embedding/Gather")
-        grid, (table, *scales) = get(entry.grid), self._stored("embedding", "table", wide=True)
+        grid = get(entry.grid)
+        assert isinstance(grid, OnnxGrid)  # noqa: S101  # a plan for ONNX has no others
+        domain, operator = grid.lookup
+        if domain != _MICROSOFT:
+            rows, columns = entry.tensor.shape
+            return self._op(
+                operator, ["input_ids", *self._stored("embedding", "codes", wide=False)], "/embedding/Gather",
+                domain=domain, K=columns, N=rows, bits=grid.stored_bits, block_size=grid.block,
+            )  # fmt: skip
+        table, *scales = self._stored("embedding", "table", wide=True)
         return self._op(
-            "GatherBlockQuantized", [table, "input_ids", *scales], "/embedding/Gather", domain=_MICROSOFT,
+            operator, [table, "input_ids", *scales], "/embedding/Gather", domain=domain,
             bits=grid.stored_bits, block_size=grid.block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for node in model.graph.node:
-        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits"):
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits", "Gather3Bits"):
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         first = 0 if node.op_type == "GatherBlockQuantized" else 1

@@ -65,6 +65,11 @@ class OnnxGrid:
         return "com.microsoft", "MatMulNBits"
 
     @property
+    def lookup(self) -> tuple[str, str]:
+        """Domain and name of the operator that reads rows of such an embedding."""
+        return "com.microsoft", "GatherBlockQuantized"
+
+    @property
     def row_multiple(self) -> int:
         """1 for `MatMulNBits`, which pads a row's last block; the block for an embedding."""
         return self.block if self.embedding else 1
@@ -232,6 +237,7 @@ def tied_head(grid: OnnxGrid, packed: Arrays) -> dict[str, NDArray[Any]]:
 def _onnx_grids() -> dict[str, OnnxGrid]:
     linear = [OnnxGrid(bits, bits, block, sym) for bits in (8, 4) for sym in (True, False) for block in (32, 64, 128)]
     three = [OnnxGrid(3, 4, block, sym) for sym in (True, False) for block in (32, 64)]
+    three += [OnnxGrid(3, 4, block, symmetric=True, embedding=True) for block in (32, 64)]
     tables = [
         OnnxGrid(bits, bits, block, sym, embedding=True)
         for bits in (8, 4)

@@ -1,4 +1,5 @@
-"""The grids of edgekit's own operator, `edgekit::MatMul3Bits`: 3-bit codes that take 3 bits, float16 scales.
+"""The grids of edgekit's own operators, `edgekit::MatMul3Bits` and, for embeddings, `edgekit::Gather3Bits`: 3-bit codes
+that take 3 bits, float16 scales.
 
 Fields: `codes` uint8 (rows, columns), 0 to 7, and `scales` float16 (rows, blocks); a weight is (code - 4) * scale in
 float32. How the file holds them is told in docs/int3.md: a tile is 8 rows, a chunk 32 columns of a tile, 96 bytes in
@@ -45,6 +46,11 @@ class ThreeBitGrid(OnnxGrid):
     def operator(self) -> tuple[str, str]:
         """Domain and name of the operator that multiplies by such a matrix."""
         return "edgekit", "MatMul3Bits"
+
+    @property
+    def lookup(self) -> tuple[str, str]:
+        """Domain and name of the operator that reads rows of such an embedding."""
+        return "edgekit", "Gather3Bits"
 
     @property
     def portable(self) -> str:
@@ -168,5 +174,12 @@ def _flat(packed: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, 
     return stored(packed, name, dtype, int(np.prod(shape))).reshape(shape)
 
 
-THREE_BIT_GRIDS = {grid.name: grid for grid in (ThreeBitGrid(3, 3, block, symmetric=True) for block in (32, 64))}
+THREE_BIT_GRIDS = {
+    grid.name: grid
+    for grid in (
+        ThreeBitGrid(3, 3, block, symmetric=True, embedding=embedding)
+        for embedding in (False, True)
+        for block in (32, 64)
+    )
+}
 """Each by name."""

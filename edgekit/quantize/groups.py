@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.errors import GridError, OptionError
 from edgekit.grids import get, loaded_nbytes
+from edgekit.grids.threebit import ThreeBitGrid
 from edgekit.options import Container
 from edgekit.targets import Target
 
@@ -95,5 +98,14 @@ def fast_formats(target: Target, container: Container) -> tuple[str, ...]:
     return found
 
 
+def stock(target: Target) -> Target:
+    """The target without the formats of edgekit's own operators: what --portable leaves to choose from."""
+    onnx = target.runtime.onnx
+    kept = tuple(name for name in onnx.fast if not isinstance(get(name), ThreeBitGrid))
+    runtime = msgspec.structs.replace(target.runtime, onnx=msgspec.structs.replace(onnx, fast=kept))
+    return msgspec.structs.replace(target, runtime=runtime)
+
+
 def _of_bits(names: Sequence[str], bits: Sequence[int]) -> Iterator[str]:
-    return (name for name in names if get(name).stored_bits in bits)
+    """What onnxruntime has kernels for here, as `bits` says; edgekit brings those of its own operators."""
+    return (name for name in names if get(name).stored_bits in bits or isinstance(get(name), ThreeBitGrid))

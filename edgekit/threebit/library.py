@@ -24,8 +24,8 @@ from edgekit.making import making
 from edgekit.progress import Progress, Quiet
 from edgekit.threebit import headers
 
-DOMAIN, OPERATOR, VERSION = "edgekit", "MatMul3Bits", 1
-"""What a graph calls the operator."""
+DOMAIN, OPERATOR, LOOKUP, VERSION = "edgekit", "MatMul3Bits", "Gather3Bits", 1
+"""What a graph calls the operators."""
 SOURCES = Path(__file__).parents[1] / "native"
 """CMakeLists.txt and the C++ sources."""
 LIBRARY = "libedgekit_ops.so"

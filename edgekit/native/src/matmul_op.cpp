@@ -1,0 +1,107 @@
+// The operator edgekit::MatMul3Bits.
+#include <cstdlib>
+
+#include "matmul.h"
+#include "operators.h"
+#include "packed.h"
+
+namespace edgekit {
+namespace {
+
+constexpr const char* kKernelVariable = "EDGEKIT_OPS_KERNEL";
+
+const Kernel& chosen_kernel() {
+  const char* name = std::getenv(kKernelVariable);
+  return kernel_named(name == nullptr ? "" : name);
+}
+
+// One node of a graph.
+class MatMulNode {
+ public:
+  MatMulNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info), kernel_(chosen_kernel()) {
+    const int64_t level = attribute_or(api, info, "accuracy_level", 4);
+    if (level != 0 && level != 4) {
+      refuse("accuracy_level is " + std::to_string(level), "0 (float32 activations) or 4 (activations in 8 bits)");
+    }
+    accuracy_ = level == 0 ? Accuracy::kFloat : Accuracy::kInt8;
+    size_t inputs = 0;
+    check(api, api.KernelInfo_GetInputCount(&info, &inputs));
+    if (inputs > kBias && present(info, kBias)) {
+      const OrtValue* bias = packed_.constant(info, kBias, "bias");
+      expect_shape(api, "bias", bias, {static_cast<int64_t>(packed_.rows())});
+      aligned(api, bias, packed_.rows(), bias_);
+      biased_ = true;
+    }
+  }
+
+  const OrtApi& api() const { return packed_.api(); }
+
+  void compute(OrtKernelContext* context) const {
+    const OrtValue* x = input_of(api(), context, kFirst);
+    std::vector<uint16_t> scales;
+    std::vector<float> bias;
+    Weights weights = packed_.weights(context, scales);
+    if (biased_) {
+      weights.bias = bias_.empty() ? aligned(api(), input_of(api(), context, kBias), weights.rows, bias) : bias_.data();
+    }
+    std::vector<int64_t> shape = shape_of(api(), x);
+    if (shape.empty() || shape.back() != static_cast<int64_t>(weights.columns)) {
+      refuse("the activations have shape " + text_of(shape), "K = " + std::to_string(weights.columns) + " at its end");
+    }
+    const size_t rows = count_of(shape, shape.size() - 1);
+    shape.back() = static_cast<int64_t>(weights.rows);
+    OrtValue* y = nullptr;
+    check(api(), api().KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
+    if (rows == 0) {
+      return;
+    }
+    std::vector<float> activations;
+    const float* from = aligned(api(), x, rows * weights.columns, activations);
+    const auto parallel = [&](size_t count, const std::function<void(size_t)>& work) {
+      parallel_for(api(), context, count, work);
+    };
+    into(api(), y, rows * weights.rows,
+         [&](float* out) { matmul(weights, kernel_, accuracy_, from, rows, out, parallel); });
+  }
+
+ private:
+  // Whether an optional input has a name.
+  bool present(const OrtKernelInfo& info, size_t index) const {
+    size_t size = 0;
+    check(api(), api().KernelInfo_GetInputName(&info, index, nullptr, &size));
+    return size > 1;  // with the zero at its end
+  }
+
+  Packed packed_;
+  const Kernel& kernel_;
+  Accuracy accuracy_ = Accuracy::kInt8;
+  bool biased_ = false;
+  std::vector<float> bias_;  // empty where the initializer lies aligned
+};
+
+}  // namespace
+
+OrtCustomOp matmul_operator() {
+  OrtCustomOp op = plain_operator();
+  op.GetName = [](const OrtCustomOp*) { return kMatMul; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kBias + 1}; };
+  op.GetInputType = [](const OrtCustomOp*, size_t index) {
+    return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+           : index == kScales ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                              : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+    return index == kBias ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  };
+  op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    return guarded(*api, kMatMul, [&] { *kernel = new MatMulNode(*api, *info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    const auto& node = *static_cast<const MatMulNode*>(kernel);
+    return guarded(node.api(), kMatMul, [&] { node.compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<MatMulNode*>(kernel); };
+  return op;
+}
+
+}  // namespace edgekit
