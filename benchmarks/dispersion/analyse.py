@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.coherence_table import replace
 from benchmarks.dispersion.arms import ARMS
+from benchmarks.dispersion.decide import decisions
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
 from benchmarks.dispersion.measure import Damage, Measured
 from benchmarks.dispersion.run import OUT, Record
@@ -172,8 +173,10 @@ def main() -> None:
     text = "\n\n".join(table(made, names(found), part) for part in (few, rest))
     left = sum({one.arm: one.outside for one in made.values()}.values())
     text += f"\n\n{len(found)} runs; {left} models lie outside the range of `{BASE}` and are left out."
-    print(text, models(found), sep="\n\n")
+    decided = decisions(made, [name for name in names(found) if "spread" in name or "decorrelation" in name])
+    print(text, decided, models(found), sep="\n\n")
     if options.write:
+        replace(options.write, "decisions", decided)
         replace(options.write, "effects", text)
         replace(options.write, "models", models(found))
     if options.pictures:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.dispersion.run --text FILE [--arm NAME --seed N] [--work FOLDER] [--out FOLDER]
 
-Every model of a run is kept in OUT/ARM-seedN.json as soon as it is measured. What is there of the same settings and
-text is not made again; a killed run goes on behind the last length that is kept in the work folder. Several processes
-may run at once, each with its own arm and seed.
+Every model of a run is kept in OUT/ARM-seedN.json as soon as it is measured, and its weights in the work folder. What
+is there of the same settings and text is not made again; a killed run goes on behind the last length that is kept in
+the work folder. Several processes may run at once, each with its own arm and seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,15 +75,22 @@ def keep(record: Record, path: Path) -> None:
     part.rename(path)
 
 
-def measured(twin: Twin, texts: Texts, folder: Path, seed: int) -> Measured:
-    """Write the model as a checkpoint, and measure it as any other."""
-    with tempfile.TemporaryDirectory(prefix="twin-") as scratch:
-        place = Path(scratch)
-        twin.module.save_pretrained(place)
+def twins_of(work: Path) -> Path:
+    """Where the twins are kept as ordinary checkpoints, for real artefacts: ARM-seedN-LENGTH-KIND."""
+    return work / "twins"
+
+
+def kept(twin: Twin, work: Path, stem: str) -> Path:
+    """The twin as a checkpoint, which stays."""
+    place = twins_of(work) / f"{stem}-{twin.length:g}-{twin.kind}"
+    if not place.is_dir():
+        part = place.with_name(f"{place.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        twin.module.save_pretrained(part)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(folder / name, place)
-        lab = Lab(open_checkpoint(place), TorchEngine(place), texts)
-        return lab.measured(twin.length, twin.kind, twin.steps, seed)
+            shutil.copy(work / name, part)
+        part.rename(place)
+    return place
 
 
 def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
@@ -96,6 +102,9 @@ def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
     if record.whole or lock is None:
         return
     have = {(model.length, model.kind) for model in record.models}
+    if not have:
+        for stale in twins_of(work).glob(f"{path.stem}-*"):
+            shutil.rmtree(stale)
     began = time.monotonic()
 
     def tell(done: int, whole: int, parts: Mapping[str, float]) -> None:
@@ -103,9 +112,11 @@ def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
         print(f"{path.stem}: step {done} of {whole}, {time.monotonic() - began:.0f} s, {words}", file=sys.stderr)
 
     for twin in Run(arm, seed, texts, work / path.stem, tell).twins():
+        place = kept(twin, work, path.stem)
         if (twin.length, twin.kind) in have:
             continue
-        model = measured(twin, texts, work, seed)
+        lab = Lab(open_checkpoint(place), TorchEngine(place), texts)
+        model = lab.measured(twin.length, twin.kind, twin.steps, seed)
         spent, began = (time.monotonic() - began) / 60, time.monotonic()
         record = msgspec.structs.replace(record, models=(*record.models, model), minutes=record.minutes + spent)
         keep(record, path)

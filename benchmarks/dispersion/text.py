@@ -41,11 +41,16 @@ class Texts:
         return np.stack(rows)
 
 
+def parts(data: bytes) -> tuple[str, str]:
+    """What is trained on, and what is held out."""
+    cut = data.rfind(b"\n", 0, int(len(data) * (1 - _HELD))) + 1
+    return data[:cut].decode("utf-8", errors="replace"), data[cut:].decode("utf-8", errors="replace")
+
+
 def load(text: Path, folder: Path) -> Texts:
     """Tokenize `text` and leave `tokenizer.json` in `folder`, both from its training part only."""
     data = text.read_bytes()
-    cut = data.rfind(b"\n", 0, int(len(data) * (1 - _HELD))) + 1
-    training, held = (part.decode("utf-8", errors="replace") for part in (data[:cut], data[cut:]))
+    training, held = parts(data)
     tokenizer = _tokenizer(folder, training)
     ids = np.array(tokenizer.encode(training).ids, np.int64)
     wanted = np.array(tokenizer.encode(held).ids, np.int64)

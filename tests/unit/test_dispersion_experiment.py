@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dispersion import arms, run, text, twins
+from benchmarks.dispersion import arms, artefacts, run, text, twins
 from benchmarks.dispersion.analyse import effects, models, names, records
 from benchmarks.dispersion.arms import ARMS
-from benchmarks.dispersion.effects import BASE, CHANGES, effect
+from benchmarks.dispersion.decide import JUDGED, decisions, seeds_needed, verdict
+from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect
 from benchmarks.dispersion.measure import Damage, Measured
 from benchmarks.dispersion.run import Record
 
@@ -93,6 +94,30 @@ def test_a_run_measures_every_outcome_once(small: None, file: Path, tmp_path: Pa
     before = path.stat().st_mtime_ns
     run.run(arm, 0, texts, tmp_path / "work", tmp_path / "out")
     assert path.stat().st_mtime_ns == before
+    kept = sorted(place.name for place in run.twins_of(tmp_path / "work").iterdir())
+    assert kept == ["ce-seed0-0.4-averaged", "ce-seed0-0.4-decayed"]
+
+
+def test_real_files_of_each_decayed_twin_are_measured_once(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ce-seed0-0.4-averaged", "ce-seed0-0.4-decayed", "spread-0.5-seed2-1-decayed"):
+        (run.twins_of(tmp_path) / name).mkdir(parents=True)
+    asked = []
+
+    def measured(place: Path, held: Path, known: Path) -> tuple[artefacts.Made, ...]:
+        asked.append(place.name)
+        assert known.read_text() + held.read_text() == file.read_text()
+        return (artefacts.Made(format="Q4_0", engine="llama.cpp", kl=0.1, nbytes=1),)
+
+    monkeypatch.setattr(artefacts, "measured", measured)
+    arguments = ["artefacts", "--text", str(file), "--work", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    for _ in range(2):
+        artefacts.main()
+    assert asked == ["ce-seed0-0.4-decayed", "spread-0.5-seed2-1-decayed"]
+    found = msgspec.json.decode((tmp_path / f"artefacts-{asked[1]}.json").read_bytes(), type=artefacts.Twin)
+    assert (found.arm, found.seed, found.length) == ("spread-0.5", 2, 1.0)
 
 
 _SEQUENCES = 24
@@ -138,6 +163,37 @@ def test_nothing_is_told_of_models_of_no_common_quality() -> None:
     found = [_record(BASE, 0, [5.4, 5.0], 1.0), _record("spread-2", 0, [4.2, 4.0], 1.0)]
     assert effect(found, "spread-2", "gptq-3") is None
     assert effect(found, "spread-2+lawa", "gptq-3") is None
+
+
+def _effect(ratio: float, spread: float, change: str = "gptq-3") -> Effect:
+    """With an interval from ratio / spread to ratio * spread."""
+    return Effect(
+        arm="spread-2", change=change, ratio=ratio, low=ratio / spread, high=ratio * spread, seeds=(ratio,) * 3,
+        models=9, outside=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratios", "spread", "expected"),
+    [
+        ([0.8, 0.8, 0.9, 0.7], 1.1, "holds"),
+        ([0.8, 0.8, 0.95, 0.7], 1.01, "undecided"),
+        ([0.8, 0.8, 0.9, 0.7], 1.3, "undecided"),
+        ([1.2, 1.1, 1.0, 1.3], 1.05, "refuted"),
+        ([1.2, 1.1, 1.0, 1.3], 1.2, "undecided"),
+    ],
+)
+def test_the_decision_is_the_protocols(ratios: list[float], spread: float, expected: str) -> None:
+    found = [_effect(ratio, spread, change) for ratio, change in zip(ratios, JUDGED, strict=True)]
+    assert verdict(found) == expected
+    text = decisions({("spread-2", one.change): one for one in found}, ["spread-2", "spread-0.5"])
+    assert f"| `spread-2` | {expected} | " in text
+    assert "spread-0.5" not in text, "an arm without its effects is not decided"
+
+
+def test_four_times_the_seeds_halve_an_interval() -> None:
+    assert seeds_needed(_effect(1.0, 1 / 0.9)) == 3, "half the interval is the ten percent to be told"
+    assert seeds_needed(_effect(1.0, (1 / 0.9) ** 2)) == 12
 
 
 def test_records_make_tables(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Part A's twins as real files, run by llama.cpp and onnxruntime.
+
+    python -m benchmarks.dispersion.artefacts --text FILE [--work FOLDER] [--out FOLDER]
+
+Takes every twin of the main arms that `benchmarks.dispersion.run` left in the work folder; what was measured lies in
+OUT/artefacts-TWIN.json and is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.dispersion.arms import LENGTH, MAIN, SEEDS
+from benchmarks.dispersion.run import OUT, path_of, twins_of
+from benchmarks.dispersion.text import JUDGED, parts
+from edgekit.dispersion.survival import Survival
+from edgekit.files import cache_dir
+
+FORMATS = ("gguf:F16", "gguf:Q4_0", "gguf:Q4_K", "gguf:Q3_K", "gguf:IQ3_XXS", "onnx:int4-sym-b32")
+"""F16 shows what the engine itself costs."""
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """One format of one twin."""
+
+    format: str
+    engine: str
+    kl: float
+    """Mean over held-out tokens against its own full precision in torch, nats."""
+    nbytes: int
+
+
+class Twin(msgspec.Struct, frozen=True, kw_only=True):
+    """One twin."""
+
+    arm: str
+    seed: int
+    length: float
+    made: tuple[Made, ...]
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=cache_dir() / "dispersion-experiment")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="twins-") as scratch:
+        known, held = (Path(scratch) / name for name in ("known.txt", "held.txt"))
+        for place, part in zip((known, held), parts(options.text.read_bytes()), strict=True):
+            place.write_text(part, encoding="utf-8")
+        for arm in MAIN:
+            for seed in SEEDS:
+                for place in sorted(twins_of(options.work).glob(f"{path_of(options.out, arm, seed).stem}-*-decayed")):
+                    length = float(place.name.split("-")[-2])
+                    path = options.out / f"artefacts-{place.name}.json"
+                    if not path.is_file():
+                        keep(path, Twin(arm=arm, seed=seed, length=length, made=measured(place, held, known)))
+
+
+def measured(place: Path, held: Path, known: Path) -> tuple[Made, ...]:
+    """What `edgekit survive` measures of the twin's files. A process each: an engine's crash costs one twin."""
+    page = place.with_name(f"{place.name}.survival.json")
+    command = [sys.executable, "-m", "edgekit", "survive", str(place), "--grids", ",".join(FORMATS), "--no-cache"]
+    words = ["--text", str(held), "--calibration-text", str(known)]
+    size = ["--sequences", str(JUDGED), "--length", str(LENGTH)]
+    subprocess.run([*command, *words, *size, "--json", str(page), "--force"], check=True)
+    found = msgspec.json.decode(page.read_bytes())
+    survival = msgspec.convert(found[0] if isinstance(found, list) else found, Survival)
+    return tuple(
+        Made(format=point.grid, engine=point.engine, kl=point.coherence.kl_mean, nbytes=point.nbytes or 0)
+        for point in survival.points
+    )
+
+
+def keep(path: Path, twin: Twin) -> None:
+    """Write what was measured."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(twin), indent=1) + b"\n")
+    shutil.move(part, path)
+    print(path.name, {made.format: made.kl for made in twin.made}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
