@@ -43,7 +43,7 @@ demo: $(VENV)/.build ## Build SmolLM2-135M for a Raspberry Pi 5, show its cohere
 
 test: $(VENV)/.dev ## Run the unit and integration tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadgroup tests/unit tests/fuzz
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest --durations=30 tests/integration
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.coherence_table import replace
+from benchmarks.dispersion import file_effects
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import decisions
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
@@ -179,6 +180,8 @@ def main() -> None:
         replace(options.write, "decisions", decided)
         replace(options.write, "effects", text)
         replace(options.write, "models", models(found))
+        if real := file_effects.twins(options.results):
+            replace(options.write, "files", file_effects.table(real, file_effects.losses(found)))
     if options.pictures:
         draw(found, made, options.pictures)
 

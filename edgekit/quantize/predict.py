@@ -39,13 +39,13 @@ class Prediction:
 def predict(spec: Spec, plan: Plan, target: Target, *, context: int = CONTEXT) -> Prediction:
     """Memory and decode speed of `plan` on `target`.
 
-    Memory is loaded weights times the engine's multiplier (repacking, prepacking), plus the key-value cache of
-    `context` tokens (float16 in llama.cpp, float32 in onnxruntime), plus a fixed part for the engine. Decode speed is
-    that of :func:`decode_speed` at the target's own number of threads, each tensor at its own format's efficiency.
+    Memory is loaded weights times the engine's multiplier (repacking, prepacking; edgekit's own operators read the file
+    where it is mapped, without a second copy), plus the key-value cache of `context` tokens (float16 in llama.cpp,
+    float32 in onnxruntime), plus a fixed part for the engine. Decode speed is that of :func:`decode_speed` at the
+    target's own number of threads, each tensor at its own format's efficiency.
     """
-    runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
     cache = spec.kv_bytes_per_token(2 if plan.container == "gguf" else 4) * min(context, spec.context_length)
-    needed = plan.loaded_nbytes * runtime.ram_multiplier + cache
+    needed = _held(plan, target) + cache
     return Prediction(
         file_mib=plan.nbytes / 2**20,
         ram_mib=needed / 2**20 + _ENGINE_MIB,
@@ -117,7 +117,7 @@ def refuse_too_big(spec: Spec, plan: Plan, target: Target) -> Prediction:
     if figures.fits:
         return figures
     over = figures.ram_mib - figures.usable_mib
-    share = max(0.0, 1 - over / max(plan.loaded_nbytes / 2**20 * _multiplier(plan, target), 1e-9))
+    share = max(0.0, 1 - over / max(_held(plan, target) / 2**20, 1e-9))
     raise DoesNotFitError(
         f"the {plan.container} model needs about {figures.ram_mib:,.0f} MiB on {target.name}, {over:,.0f} MiB more "
         f"than the {figures.usable_mib:,} MiB usable of {figures.board_mib:,} MiB (predicted)",
@@ -126,5 +126,8 @@ def refuse_too_big(spec: Spec, plan: Plan, target: Target) -> Prediction:
     )
 
 
-def _multiplier(plan: Plan, target: Target) -> float:
-    return (target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx).ram_multiplier
+def _held(plan: Plan, target: Target) -> float:
+    """Bytes of weights in memory while the engine loads them."""
+    runtime = target.runtime.gguf if plan.container == "gguf" else target.runtime.onnx
+    mapped = sum(entry.loaded_nbytes for entry in plan.own_operators)
+    return mapped + (plan.loaded_nbytes - mapped) * runtime.ram_multiplier

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dispersion import arms, artefacts, run, text, twins
+from benchmarks.dispersion import arms, artefacts, file_effects, run, text, twins
 from benchmarks.dispersion.analyse import effects, models, names, records
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import JUDGED, decisions, seeds_needed, verdict
@@ -194,6 +194,21 @@ def test_the_decision_is_the_protocols(ratios: list[float], spread: float, expec
 def test_four_times_the_seeds_halve_an_interval() -> None:
     assert seeds_needed(_effect(1.0, 1 / 0.9)) == 3, "half the interval is the ten percent to be told"
     assert seeds_needed(_effect(1.0, (1 / 0.9) ** 2)) == 12
+
+
+def test_files_are_compared_at_equal_quality() -> None:
+    """Twice the damage of plain twins at any cross-entropy; one twin is better than any of them."""
+    known, found = {}, []
+    for arm, losses, factor in ((BASE, (5.4, 5.0, 4.6), 1.0), ("spread-2", (5.2, 4.8, 4.4), 2.0)):
+        for length, loss in enumerate(losses):
+            known[arm, 1, float(length)] = loss
+            kinds = (("F16", "llama.cpp", 1e-7), ("Q4_0", "llama.cpp", factor * float(np.exp(-2 * loss))))
+            made = tuple(artefacts.Made(format=name, engine=engine, kl=kl, nbytes=1) for name, engine, kl in kinds)
+            found.append(artefacts.Twin(arm=arm, seed=1, length=float(length), made=made))
+    assert file_effects.ratios(found, known, "spread-2", "llama.cpp: Q4_0") == pytest.approx([2.0])
+    text = file_effects.table(found, known)
+    assert "| `spread-2` | 2.00 (2.00) |" in text
+    assert "6 twins; in F16 llama.cpp itself is at most 1e-07 nats off" in text
 
 
 def test_records_make_tables(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_memory_by_hand(container: Container, value_bytes: int) -> None:
     assert figures.fits
 
 
+def test_what_the_own_operator_reads_is_there_once() -> None:
+    """Nibbles for stock onnxruntime are copied when they are packed anew; tiles are read where the file is mapped."""
+    spec, _, board = made(TINYLLAMA, "rpi5", "onnx")
+    own, stock = (choose(spec, board, "onnx", 3, portable=portable) for portable in (False, True))
+    tiles = sum(entry.nbytes for entry in own.own_operators)
+    rest = own.loaded_nbytes - tiles
+    cache = 2 * 22 * 4 * 64 * 4 * 2048
+    assert predict(spec, own, board).ram_mib == pytest.approx((tiles + 2 * rest + cache) / 2**20 + 64)
+    assert predict(spec, stock, board).ram_mib == pytest.approx((2 * stock.loaded_nbytes + cache) / 2**20 + 64)
+
+
 def test_cache_is_no_longer_than_the_model_reads() -> None:
     short, long = made(TINYLLAMA, "rpi5", "gguf"), made(TINYLLAMA, "rpi5", "gguf")
     assert predict(*short, context=2048) == predict(*long, context=1_000_000)
