@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.coherence_table import replace
-from benchmarks.dispersion import file_effects
+from benchmarks.dispersion import file_effects, pairs
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import decisions
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
@@ -175,10 +175,11 @@ def main() -> None:
     left = sum({one.arm: one.outside for one in made.values()}.values())
     text += f"\n\n{len(found)} runs; {left} models lie outside the range of `{BASE}` and are left out."
     decided = decisions(made, [name for name in names(found) if "spread" in name or "decorrelation" in name])
-    print(text, decided, models(found), sep="\n\n")
+    print(text, decided, pairs.table(found), models(found), sep="\n\n")
     if options.write:
         replace(options.write, "decisions", decided)
         replace(options.write, "effects", text)
+        replace(options.write, "pairs", pairs.table(found))
         replace(options.write, "models", models(found))
         if real := file_effects.twins(options.results):
             replace(options.write, "files", file_effects.table(real, file_effects.losses(found)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dispersion import arms, artefacts, file_effects, run, text, twins
+from benchmarks.dispersion import arms, artefacts, file_effects, pairs, run, text, twins
 from benchmarks.dispersion.analyse import effects, models, names, records
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import JUDGED, decisions, seeds_needed, verdict
@@ -194,6 +194,14 @@ def test_the_decision_is_the_protocols(ratios: list[float], spread: float, expec
 def test_four_times_the_seeds_halve_an_interval() -> None:
     assert seeds_needed(_effect(1.0, 1 / 0.9)) == 3, "half the interval is the ten percent to be told"
     assert seeds_needed(_effect(1.0, (1 / 0.9) ** 2)) == 12
+
+
+def test_pairs_have_seen_the_same_tokens() -> None:
+    found = [_record(BASE, 0, [5.4, 5.0], 1.0), _record(BASE, 1, [5.3], 1.0)]
+    found += [_record("spread-2", 0, [5.1, 4.9], 1.0), _record("spread-2", 2, [3.0], 1.0)]
+    assert pairs.differences(found, "spread-2", "") == pytest.approx([-0.3, -0.1])
+    assert pairs.differences(found, "spread-2", "gptq-3") == pytest.approx([-0.3, -0.1]), "the records' rise is 0"
+    assert "| `spread-2` | 2 | -0.200 (-0.300 to -0.100) |" in pairs.table(found)
 
 
 def test_files_are_compared_at_equal_quality() -> None:
