@@ -86,15 +86,13 @@ def make_texts(engine: Callable[[], TorchEngine], tokenizer: Tokenizer, options:
     Raises:
         TextError: a text file is missing, empty, not UTF-8 or too short.
     """
-    calibrate = options.calibrate
-    wanted = int(options.text is None) + int(calibrate and options.calibration_text is None)
+    paths = (options.text, options.calibration_text) if options.calibrate else (options.text,)
+    # Files first: one that is too short is told before minutes go into writing the other text.
+    given = [None if path is None else _from_file(path, tokenizer, options) for path in paths]
+    wanted = given.count(None)
     own = iter(_generate(engine(), tokenizer, options, wanted, progress) if wanted else [])
-    evaluation = _from_file(options.text, tokenizer, options) if options.text else next(own)
-    if not calibrate:
-        return Texts(evaluation, None)
-    return Texts(
-        evaluation, _from_file(options.calibration_text, tokenizer, options) if options.calibration_text else next(own)
-    )
+    evaluation, *calibration = (next(own) if found is None else found for found in given)
+    return Texts(evaluation, calibration[0] if calibration else None)
 
 
 def _from_file(path: Path, tokenizer: Tokenizer, options: Options) -> text.EvalText:

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from test_coherence_engine import Bigram, f32, table
 
+from edgekit.bundle.tokenizer import load_tokenizer
 from edgekit.coherence.text import engine_sampler, fixed_prompts, from_file, self_generated, starts
 from edgekit.errors import OptionError, ParityError, TextError
 from edgekit.files import sha256
+from edgekit.options import Options
+from edgekit.original import make_texts
+from edgekit.progress import Quiet
 from edgekit.sampling import draw
 
 V = 64
@@ -43,6 +47,19 @@ def test_a_file_without_text_is_refused(tmp_path: Path, data: bytes, message: st
     path.write_bytes(data)
     with pytest.raises(TextError, match=message):
         from_file(path, encode, 1, 2)
+
+
+@pytest.mark.parametrize("given", ["text", "calibration_text"])
+def test_a_short_file_is_told_before_the_model_writes_the_other_text(given: str, sound: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("too short")
+
+    def engine() -> Any:
+        raise AssertionError("the model was asked to write")
+
+    options = Options(text=path) if given == "text" else Options(calibration_text=path)
+    with pytest.raises(TextError, match="tokens"):
+        make_texts(engine, load_tokenizer(sound), options, Quiet())
 
 
 def test_a_form_feed_and_a_stray_escape_make_no_binary_file(tmp_path: Path) -> None:
