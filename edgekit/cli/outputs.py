@@ -41,9 +41,7 @@ def resolved(models: Sequence[str], source: SourceOptions) -> None:
         resolve(model, source, progress=Bars())
 
 
-def write(
-    found: Sequence[Any], json_file: Path | None, page: Path | None, render: Callable[[Any], str], *, force: bool
-) -> None:
+def write(found: Any, json_file: Path | None, page: Path | None, render: Callable[[Any], str], *, force: bool) -> None:
     """Write the measurements as JSON and as a page, where asked, and say so.
 
     Raises:

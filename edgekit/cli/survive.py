@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of each text.")
 @click.option("--length", type=click.IntRange(2, 4096), default=128, show_default=True, help="Tokens of each.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of texts and noise.")
+@click.option("--demo", is_flag=True, help="Show recorded curves of dense and dispersed twins; measure nothing.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="A page with the curve (HTML).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="All figures.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     models: tuple[str, ...], source: SourceOptions, against: str | None, grids: str | None, artefacts: bool,
     noise: bool, text: Path | None, calibration_text: Path | None, sequences: int, length: int, seed: int,
-    output: Path | None, json_file: Path | None, force: bool, no_cache: bool,
+    demo: bool, output: Path | None, json_file: Path | None, force: bool, no_cache: bool,
 ) -> None:  # fmt: skip
     """Round each MODEL's linear layers to fewer and fewer bits and measure how far it drifts from full precision.
 
@@ -47,6 +48,9 @@ def command(
     engines. --artefacts shows beside it what engines make of real files; a format written gguf:Q4_0 or
     onnx:int4-sym-b32 is a file alone. A killed run goes on at its format.
     """
+    if demo:
+        _recorded((output, json_file), force)
+        return
     from edgekit.api import survive
     from edgekit.cli.outputs import refuse_outputs, resolved, write
     from edgekit.dispersion.survival import ARTEFACTS, with_artefacts
@@ -68,6 +72,47 @@ def command(
         )
         _show(found[-1])
     write(found, json_file, output, render, force=force)
+
+
+def _recorded(outputs: tuple[Path | None, Path | None], force: bool) -> None:
+    """What others measured before: said so in the terminal, in the page and in the figures."""
+    from edgekit.cli.outputs import refuse_outputs, write
+    from edgekit.dispersion.recorded import load
+    from edgekit.report.survival import render
+
+    _refuse_settings()
+    refuse_outputs(outputs, force)
+    found = load()
+    for one in found.curves:
+        _show(one)
+    click.echo(found.label)
+    page, figures = outputs
+    write(found, figures, page, lambda record: render(record.curves, label=record.label), force=force)
+
+
+def _refuse_settings() -> None:
+    """Nothing but where to write can be asked of what is measured already.
+
+    Raises:
+        OptionError: names what was given.
+    """
+    from click.core import ParameterSource
+
+    from edgekit.errors import OptionError
+
+    context = click.get_current_context()
+    own = {"demo", "output", "json_file", "force"}
+    given = [
+        parameter for parameter in context.command.params
+        if parameter.name and parameter.name not in own
+        and context.get_parameter_source(parameter.name) not in (ParameterSource.DEFAULT, None)
+    ]  # fmt: skip
+    if given:
+        words = ", ".join(parameter.opts[0] if isinstance(parameter, click.Option) else "MODEL" for parameter in given)
+        raise OptionError(
+            f"--demo shows what was recorded, and {words} was given",
+            expected="--demo with -o, --json and --force alone",
+        )
 
 
 def _show(found: Survival) -> None:

@@ -68,8 +68,8 @@ class Curve:
     samples: tuple[tuple[str, str], ...]
 
 
-def render(found: Sequence[Survival]) -> str:
-    """The page as HTML 5 text; equal measurements give equal pages."""
+def render(found: Sequence[Survival], *, label: str = "") -> str:
+    """The page as HTML 5 text, `label` above the picture; equal measurements give equal pages."""
     bottom, top = _powers(found)
     most = max(point.bits for one in found for point in one.points)
     ticks = [bits for bits in (2, 3, 4, 5, 6, 8, 16) if bits <= most + 1]
@@ -79,7 +79,7 @@ def render(found: Sequence[Survival]) -> str:
         "survival.html.j2",
         curves=[_curve(index, one, most, bottom, top, head) for index, one in enumerate(found)], head=head,
         engines=[engine for engine in _ENGINES if any(point.engine == engine for point in points)],
-        prompt=found[0].prompt, same=len({one.text for one in found}) == 1, width=_WIDTH,
+        prompt=found[0].prompt, label=label, same=len({one.text for one in found}) == 1, width=_WIDTH,
         height=_HEIGHT, left=_LEFT, right=_WIDTH - _RIGHT,
         top=_TOP, bottom=_HEIGHT - _BOTTOM, x_ticks=[(_x(bits, most), str(bits)) for bits in ticks],
         y_ticks=[(_y(10.0**power, bottom, top), f"{10.0**power:g}") for power in range(bottom, top + 1)],
