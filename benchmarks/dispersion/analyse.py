@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.coherence_table import replace
-from benchmarks.dispersion import file_effects, pairs
+from benchmarks.dispersion import bent, file_effects, pairs
 from benchmarks.dispersion.arms import ARMS
-from benchmarks.dispersion.decide import decisions
+from benchmarks.dispersion.decide import JUDGED, decisions
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
 from benchmarks.dispersion.measure import Damage, Measured
 from benchmarks.dispersion.run import OUT, Record
@@ -175,10 +175,12 @@ def main() -> None:
     left = sum({one.arm: one.outside for one in made.values()}.values())
     text += f"\n\n{len(found)} runs; {left} models lie outside the range of `{BASE}` and are left out."
     decided = decisions(made, [name for name in names(found) if "spread" in name or "decorrelation" in name])
-    print(text, decided, pairs.table(found), models(found), sep="\n\n")
+    again = bent.table(found, names(found), (*JUDGED, "noise-4", "noise-3", "skipped-0.3", "skipped-0.5"))
+    print(text, decided, again, pairs.table(found), models(found), sep="\n\n")
     if options.write:
         replace(options.write, "decisions", decided)
         replace(options.write, "effects", text)
+        replace(options.write, "bent", again)
         replace(options.write, "pairs", pairs.table(found))
         replace(options.write, "models", models(found))
         if real := file_effects.twins(options.results):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dispersion import arms, artefacts, file_effects, pairs, run, text, twins
+from benchmarks.dispersion import arms, artefacts, bent, file_effects, pairs, run, text, twins
 from benchmarks.dispersion.analyse import effects, models, names, records
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import JUDGED, decisions, seeds_needed, verdict
@@ -194,6 +194,15 @@ def test_the_decision_is_the_protocols(ratios: list[float], spread: float, expec
 def test_four_times_the_seeds_halve_an_interval() -> None:
     assert seeds_needed(_effect(1.0, 1 / 0.9)) == 3, "half the interval is the ten percent to be told"
     assert seeds_needed(_effect(1.0, (1 / 0.9) ** 2)) == 12
+
+
+def test_a_bent_line_is_followed() -> None:
+    """Damages of exp(-2 × loss) lie on one line, so that both ways agree; other arms go by their own kind."""
+    found = [_record(BASE, seed, [5.4, 5.0, 4.6], 1.0) for seed in range(2)]
+    found += [_record("spread-2", seed, [5.2, 4.8, 4.4], 1.4) for seed in range(2)]
+    assert bent.ratio(found, "spread-2", "gptq-3") == pytest.approx(1.4, rel=0.02)
+    assert bent.ratio(found, "spread-2+lawa", "gptq-3") is None
+    assert "| `spread-2` | 1.4" in bent.table(found, ["spread-2"], ["gptq-3"])
 
 
 def test_pairs_have_seen_the_same_tokens() -> None:
