@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from emulated import unavailable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import Tiny
 
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
-for _package in ("torch", "transformers"):
-    pytest.importorskip(_package)
 
-from test_threebit_operator import OTHER, matrix, packed_of, session  # noqa: E402
+from test_threebit_operator import compiled, matrix, model, packed_of, session  # noqa: E402
 
 from edgekit import api  # noqa: E402
 from edgekit.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from edgekit.engines.ort import needs_operators  # noqa: E402
-from edgekit.errors import BudgetError, DownloadError, MissingDependencyError  # noqa: E402
+from edgekit.errors import BudgetError  # noqa: E402
 from edgekit.grids import Quantized, get  # noqa: E402
 from edgekit.options import Budget, Options  # noqa: E402
 from edgekit.threebit import library  # noqa: E402
@@ -40,28 +36,12 @@ Indices = NDArray[np.int64]
 @pytest.fixture(scope="module")
 def operators() -> Path:
     """The compiled library."""
-    if other := os.environ.get(OTHER):
-        return Path(other)
-    try:
-        return library.host_library()
-    except (MissingDependencyError, DownloadError) as error:
-        unavailable(str(error))
+    return compiled()
 
 
-def graph(tensors: Mapping[str, NDArray[Any]], given: Mapping[str, Any], *, inputs: tuple[str, ...] = ()) -> bytes:
-    """One node: indices x and `tensors` in, y out. Those that `inputs` names come from outside."""
-    helper, kinds = onnx.helper, onnx.TensorProto
-    node = helper.make_node(library.LOOKUP, ["x", *tensors], ["y"], domain=library.DOMAIN, **given)
-    stored = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items() if name not in inputs]
-    infos = [helper.make_tensor_value_info("x", kinds.INT64, None)]
-    for name in inputs:
-        kind = helper.np_dtype_to_tensor_dtype(tensors[name].dtype)
-        infos.append(helper.make_tensor_value_info(name, kind, tensors[name].shape))
-    outputs = [helper.make_tensor_value_info("y", kinds.FLOAT, None)]
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(library.DOMAIN, library.VERSION)]
-    made = helper.make_model(helper.make_graph([node], "one", infos, outputs, stored), opset_imports=opsets)
-    made.ir_version = 10
-    return bytes(made.SerializeToString())
+def graph(tensors: Mapping[str, NDArray[Any]], given: Mapping[str, Any], inputs: Sequence[str] = ()) -> bytes:
+    """One node: indices x and `tensors` in, y out."""
+    return model(tensors, given, inputs, onnx.TensorProto.INT64, library.LOOKUP)
 
 
 def attributes(quantized: Quantized, **changes: Any) -> dict[str, Any]:
@@ -128,7 +108,7 @@ def test_wrong_attributes_are_refused(changes: dict[str, Any], words: str, opera
 def test_tensors_from_outside_are_refused(name: str, operators: Path) -> None:
     quantized = matrix((16, 64))
     with pytest.raises(Exception, match="expected an initializer"):
-        session(graph(packed_of(quantized), attributes(quantized), inputs=(name,)), operators)
+        session(graph(packed_of(quantized), attributes(quantized), (name,)), operators)
 
 
 def test_tensors_of_other_shapes_and_types_are_refused(operators: Path) -> None:
@@ -150,17 +130,19 @@ def test_tensors_of_other_shapes_and_types_are_refused(operators: Path) -> None:
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose head is its embedding."""
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package)
     shape = Tiny(hidden=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=384, tied=True)
     return tiny.make(tmp_path_factory.mktemp("tied") / "model", shape)
 
 
-def planned(model: Path, folder: Path, embedding: str) -> Path:
+def planned(checkpoint_folder: Path, folder: Path, embedding: str) -> Path:
     """A plan file: linear layers in 3 bits, the embedding as asked."""
     from edgekit.cli.plan_curve import write_plan
     from edgekit.quantize.choose import choose
     from edgekit.targets import load
 
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(checkpoint_folder)
     path = folder / "plan.json"
     write_plan(checkpoint, [choose(checkpoint.spec, load("rpi5"), "onnx", 3)], path, force=False)
     path.write_text(path.read_text().replace("embed-int8-sym-b32", embedding))

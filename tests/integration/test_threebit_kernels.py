@@ -91,8 +91,10 @@ def test_the_operator_with_sanitizers(tmp_path: Path) -> None:
         "EDGEKIT_TEST_OPERATORS": str(made),
     }  # fmt: skip
     chosen = "refused or dimensions or neighbours or thread_counts or left_out or numbers_that_are_none or unaligned"
+    chosen += " or grids_own"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
-    said = output(*command, Path(__file__).with_name("test_threebit_operator.py"), environment=environment)
+    files = (Path(__file__).with_name(f"test_threebit_{name}.py") for name in ("operator", "gather"))
+    said = output(*command, *files, environment=environment)
     assert " passed" in said
     assert "failed" not in said
 

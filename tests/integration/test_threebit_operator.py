@@ -32,15 +32,20 @@ OTHER = "EDGEKIT_TEST_OPERATORS"
 """Environment variable that names another compiled library to test, such as one with sanitizers."""
 
 
-@pytest.fixture(scope="session")
-def operators() -> Path:
-    """The compiled library."""
+def compiled() -> Path:
+    """The library for this machine, or the one that :data:`OTHER` names; without either there is no test."""
     if other := os.environ.get(OTHER):
         return Path(other)
     try:
         return library.host_library()
     except (MissingDependencyError, DownloadError) as error:
         unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def operators() -> Path:
+    """The compiled library."""
+    return compiled()
 
 
 @pytest.fixture(params=KERNELS)
@@ -80,11 +85,15 @@ def attributes(quantized: Quantized, level: int = 4, **changes: Any) -> dict[str
 
 
 def model(
-    tensors: Mapping[str, NDArray[Any]], given: Mapping[str, Any], inputs: Sequence[str] = (), x_type: int = 0
+    tensors: Mapping[str, NDArray[Any]],
+    given: Mapping[str, Any],
+    inputs: Sequence[str] = (),
+    x_type: int = 0,
+    operator: str = library.OPERATOR,
 ) -> bytes:
     """A graph of one node: x and `tensors` in, y out. Those of `tensors` that `inputs` names are no initializers."""
     helper, kinds = onnx.helper, onnx.TensorProto
-    node = helper.make_node(library.OPERATOR, ["x", *tensors], ["y"], domain=library.DOMAIN, **given)
+    node = helper.make_node(operator, ["x", *tensors], ["y"], domain=library.DOMAIN, **given)
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items() if name and array.ndim >= 0]
     stored = [tensor for tensor in stored if tensor.name not in inputs]
     infos = [helper.make_tensor_value_info("x", x_type or kinds.FLOAT, None)]

@@ -9,6 +9,8 @@ namespace {
 // One node of a graph.
 class GatherNode {
  public:
+  static constexpr const char* kName = "Gather3Bits";
+
   GatherNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info) {}
 
   const OrtApi& api() const { return packed_.api(); }
@@ -51,8 +53,7 @@ class GatherNode {
 }  // namespace
 
 OrtCustomOp gather_operator() {
-  OrtCustomOp op = plain_operator();
-  op.GetName = [](const OrtCustomOp*) { return kGather; };
+  OrtCustomOp op = operator_of<GatherNode>();
   op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kScales + 1}; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
     return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
@@ -60,14 +61,6 @@ OrtCustomOp gather_operator() {
                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
   };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    return guarded(*api, kGather, [&] { *kernel = new GatherNode(*api, *info); });
-  };
-  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    const auto& node = *static_cast<const GatherNode*>(kernel);
-    return guarded(node.api(), kGather, [&] { node.compute(context); });
-  };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<GatherNode*>(kernel); };
   return op;
 }
 

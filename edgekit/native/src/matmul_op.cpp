@@ -18,6 +18,8 @@ const Kernel& chosen_kernel() {
 // One node of a graph.
 class MatMulNode {
  public:
+  static constexpr const char* kName = "MatMul3Bits";
+
   MatMulNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info), kernel_(chosen_kernel()) {
     const int64_t level = attribute_or(api, info, "accuracy_level", 4);
     if (level != 0 && level != 4) {
@@ -82,8 +84,7 @@ class MatMulNode {
 }  // namespace
 
 OrtCustomOp matmul_operator() {
-  OrtCustomOp op = plain_operator();
-  op.GetName = [](const OrtCustomOp*) { return kMatMul; };
+  OrtCustomOp op = operator_of<MatMulNode>();
   op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kBias + 1}; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
     return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
@@ -93,14 +94,6 @@ OrtCustomOp matmul_operator() {
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
     return index == kBias ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
-  op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    return guarded(*api, kMatMul, [&] { *kernel = new MatMulNode(*api, *info); });
-  };
-  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    const auto& node = *static_cast<const MatMulNode*>(kernel);
-    return guarded(node.api(), kMatMul, [&] { node.compute(context); });
-  };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<MatMulNode*>(kernel); };
   return op;
 }
 
