@@ -54,6 +54,7 @@ def test_the_report_holds_parity_and_coherence_within_bounds(report: reports.Rep
     assert "4-bit asymmetric" in report.caveats[0]
 
 
+@pytest.mark.nightly  # minutes; tiny bundles are verified in every run
 def test_verify_measures_what_the_build_measured(bundle: Path) -> None:
     done = edgekit("verify", bundle)
     assert done.returncode == 0, done.stderr
