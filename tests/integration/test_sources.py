@@ -141,6 +141,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path.unlink()
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_gemma(gemma: Path, cli: Cli) -> None:
     checkpoint = gguf_checkpoint(gemma)
