@@ -36,6 +36,7 @@ from edgekit.machine import cores
 from edgekit.options import Container, Options
 from edgekit.original import Original, Texts, make_texts, seal, versions
 from edgekit.progress import Progress
+from edgekit.quantize.groups import stock
 from edgekit.quantize.plan import Plan
 from edgekit.report import model as reports
 from edgekit.rounding import rounded, set_aside
@@ -213,7 +214,9 @@ def runtime(work: Work, target: Target, planned: Sequence[Plan]) -> RuntimeRecor
         return None
     from edgekit.crossbuild.package import package
 
-    operators = any(plan.own_operators for plan in planned)
+    # Under a budget there is no plan yet: what it may choose from counts.
+    may_choose = work.options.budget is not None and "onnx" in work.options.formats and stock(target) != target
+    operators = may_choose or any(plan.own_operators for plan in planned)
     return package(target, work.options.formats, work.folder, wanted, work.progress, operators=operators)
 
 
