@@ -22,6 +22,7 @@ _INPUTS = {
     "MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "MatMul3Bits": (1, 2), "Gather3Bits": (1, 2),
 }  # fmt: skip
 """Places of codes, scales and zero points among an operator's inputs (onnxruntime docs/ContribOperators.md)."""
+_OWN = ("MatMul3Bits", "Gather3Bits")
 _PARTS = ("codes", "scales", "zero points")
 
 
@@ -135,14 +136,15 @@ def _kinds(nodes: Sequence[Any], tensors: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attributes(node: Any) -> dict[str, int]:
-    """Bits and block_size, with the operators' defaults."""
-    return {"bits": 4, "block_size": 128} | {attribute.name: int(attribute.i) for attribute in node.attribute}
+    """Bits and block_size, with the operators' defaults; edgekit's own have 3 bits and no default of the block."""
+    defaults = {"bits": 3, "block_size": 0} if node.op_type in _OWN else {"bits": 4, "block_size": 128}
+    return defaults | {attribute.name: int(attribute.i) for attribute in node.attribute}
 
 
 def _weights(node: Any, tensors: Mapping[str, Any]) -> int:
     """Number of weights in a quantized matrix; codes of fewer than 8 bits are packed into bytes."""
     settings = _attributes(node)
-    if node.op_type in ("MatMulNBits", "MatMul3Bits", "Gather3Bits"):
+    if node.op_type == "MatMulNBits" or node.op_type in _OWN:
         return settings.get("K", 0) * settings.get("N", 0)
     codes = tensors.get(node.input[0]) if node.input else None
     per_byte = 8 // settings["bits"] if codes is not None and codes.data_type == 2 and settings["bits"] in (2, 4) else 1

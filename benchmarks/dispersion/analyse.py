@@ -174,7 +174,7 @@ def main() -> None:
     text = "\n\n".join(table(made, names(found), part) for part in (few, rest))
     left = sum({one.arm: one.outside for one in made.values()}.values())
     text += f"\n\n{len(found)} runs; {left} models lie outside the range of `{BASE}` and are left out."
-    decided = decisions(made, [name for name in names(found) if "spread" in name or "decorrelation" in name])
+    decided = decisions(made, [name for name in names(found) if name in ARMS and ARMS[name].objective.dispersion > 0])
     again = bent.table(found, names(found), (*JUDGED, "noise-4", "noise-3", "skipped-0.3", "skipped-0.5"))
     print(text, decided, again, pairs.table(found), models(found), sep="\n\n")
     if options.write:

@@ -9,19 +9,20 @@ OUT/artefacts-TWIN.json and is not made again.
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.dispersion.arms import LENGTH, MAIN, SEEDS
 from benchmarks.dispersion.run import OUT, path_of, twins_of
-from benchmarks.dispersion.text import JUDGED, parts
+from benchmarks.dispersion.text import JUDGED, written
 from edgekit.dispersion.survival import Survival
-from edgekit.files import cache_dir
+from edgekit.files import cache_dir, sha256
+from edgekit.original import versions
 
 FORMATS = ("gguf:F16", "gguf:Q4_0", "gguf:Q4_K", "gguf:Q3_K", "gguf:IQ3_XXS", "onnx:int4-sym-b32")
 """F16 shows what the engine itself costs."""
@@ -43,38 +44,58 @@ class Twin(msgspec.Struct, frozen=True, kw_only=True):
     arm: str
     seed: int
     length: float
+    text_sha256: str
+    model_sha256: str
+    versions: Mapping[str, str]
     made: tuple[Made, ...]
 
 
 def main() -> None:
-    """Measure what is missing."""
+    """Measure what is missing; exit code 1 where a twin could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=cache_dir() / "dispersion-experiment")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
     with tempfile.TemporaryDirectory(prefix="twins-") as scratch:
-        known, held = (Path(scratch) / name for name in ("known.txt", "held.txt"))
-        for place, part in zip((known, held), parts(options.text.read_bytes()), strict=True):
-            place.write_text(part, encoding="utf-8")
-        for arm in MAIN:
-            for seed in SEEDS:
-                for place in sorted(twins_of(options.work).glob(f"{path_of(options.out, arm, seed).stem}-*-decayed")):
-                    length = float(place.name.split("-")[-2])
-                    path = options.out / f"artefacts-{place.name}.json"
-                    if not path.is_file():
-                        keep(path, Twin(arm=arm, seed=seed, length=length, made=measured(place, held, known)))
+        known, held = written(options.text, Path(scratch))
+        for arm, seed, place in _twins(options.work, options.out):
+            path = options.out / f"artefacts-{place.name}.json"
+            if not path.is_file():
+                try:
+                    keep(path, _twin(arm, seed, place, options.text, measured(place, held, known)))
+                except subprocess.CalledProcessError as error:
+                    failed.append(f"{place.name}: edgekit survive ended with {error.returncode}")
+    if failed:
+        raise SystemExit("\n".join(failed))
+
+
+def _twins(work: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
+    for arm in MAIN:
+        for seed in SEEDS:
+            for place in sorted(twins_of(work).glob(f"{path_of(out, arm, seed).stem}-*-decayed")):
+                yield arm, seed, place
+
+
+def _twin(arm: str, seed: int, place: Path, text: Path, made: tuple[Made, ...]) -> Twin:
+    known = versions()
+    return Twin(
+        arm=arm, seed=seed, length=float(place.name.split("-")[-2]), text_sha256=sha256(text),
+        model_sha256=sha256(place / "model.safetensors"), made=made,
+        versions={name: known[name] for name in ("edgekit", "llama-cpp-python", "onnxruntime") if name in known},
+    )  # fmt: skip
 
 
 def measured(place: Path, held: Path, known: Path) -> tuple[Made, ...]:
     """What `edgekit survive` measures of the twin's files. A process each: an engine's crash costs one twin."""
-    page = place.with_name(f"{place.name}.survival.json")
+    page = held.with_name("survival.json")
     command = [sys.executable, "-m", "edgekit", "survive", str(place), "--grids", ",".join(FORMATS), "--no-cache"]
     words = ["--text", str(held), "--calibration-text", str(known)]
     size = ["--sequences", str(JUDGED), "--length", str(LENGTH)]
     subprocess.run([*command, *words, *size, "--json", str(page), "--force"], check=True)
-    found = msgspec.json.decode(page.read_bytes())
-    survival = msgspec.convert(found[0] if isinstance(found, list) else found, Survival)
+    (survival,) = msgspec.json.decode(page.read_bytes(), type=list[Survival])
     return tuple(
         Made(format=point.grid, engine=point.engine, kl=point.coherence.kl_mean, nbytes=point.nbytes or 0)
         for point in survival.points
@@ -85,7 +106,7 @@ def keep(path: Path, twin: Twin) -> None:
     """Write what was measured."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(msgspec.json.format(msgspec.json.encode(twin), indent=1) + b"\n")
-    shutil.move(part, path)
+    part.rename(path)
     print(path.name, {made.format: made.kl for made in twin.made}, flush=True)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from benchmarks.dispersion.effects import Effect
 
 JUDGED = ("nearest-4", "nearest-3", "gptq-4", "gptq-3")
 LESS = 0.9
 """At most this share of a plain model's damage is what H1 claims."""
+_NORMAL = 1.96
+"""Standard deviations of half a 95 % interval."""
 
 
 def verdict(found: Sequence[Effect]) -> str:
@@ -24,9 +28,15 @@ def verdict(found: Sequence[Effect]) -> str:
 
 
 def seeds_needed(one: Effect) -> int:
-    """So many that half an interval is from 1 to :data:`LESS`, if intervals narrow with the root of their number."""
-    half = math.log(one.high / one.low) / 2
-    return max(2, math.ceil(len(one.seeds) * (half / -math.log(LESS)) ** 2 - 1e-9))
+    """So many that half of the 95 % interval of their mean reaches from 1 to :data:`LESS`; 0 where one alone was run.
+
+    From the standard deviation of the seeds' logarithms, taken as known: with few seeds a guess. What the text adds to
+    an interval does not shrink with seeds and is left out.
+    """
+    if len(one.seeds) < 2:
+        return 0
+    half = _NORMAL * float(np.std(np.log(one.seeds), ddof=1))
+    return max(2, math.ceil((half / -math.log(LESS)) ** 2 - 1e-9))
 
 
 def decisions(made: Mapping[tuple[str, str], Effect], arms: Sequence[str]) -> str:
@@ -37,5 +47,5 @@ def decisions(made: Mapping[tuple[str, str], Effect], arms: Sequence[str]) -> st
         found = [made[arm, change] for change in JUDGED if (arm, change) in made]
         if len(found) == len(JUDGED):
             apart = " | ".join(", ".join(f"{seed:.2f}" for seed in one.seeds) for one in found)
-            lines.append(f"| `{arm}` | {verdict(found)} | {apart} | {max(map(seeds_needed, found))} |")
+            lines.append(f"| `{arm}` | {verdict(found)} | {apart} | {max(map(seeds_needed, found)) or '–'} |")
     return "\n".join(lines)

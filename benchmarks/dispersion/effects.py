@@ -104,8 +104,14 @@ def _of(found: Sequence[Point], seeds: Iterable[int]) -> list[Point]:
 
 def fitted(found: Sequence[Point], places: NDArray[np.int64]) -> Callable[[float], float]:
     """Least squares of log KL over cross-entropy, both means over the sequences at `places`."""
-    x = np.array([point.ce[places].mean() for point in found])
-    y = np.array([np.log(point.kl[places].mean()) for point in found])
+    return line(
+        [float(point.ce[places].mean()) for point in found], [float(point.kl[places].mean()) for point in found]
+    )
+
+
+def line(ce: Sequence[float], kl: Sequence[float]) -> Callable[[float], float]:
+    """Least squares of log KL over cross-entropy."""
+    x, y = np.array(ce), np.log(kl)
     slope = float(np.dot(x - x.mean(), y - y.mean()) / np.square(x - x.mean()).sum())
     return lambda ce: float(y.mean()) + slope * (ce - float(x.mean()))
 

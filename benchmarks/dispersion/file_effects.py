@@ -7,10 +7,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.dispersion.artefacts import Twin
-from benchmarks.dispersion.effects import BASE
+from benchmarks.dispersion.effects import BASE, line
 from benchmarks.dispersion.run import Record
 
 Losses = Mapping[tuple[str, int, float], float]
@@ -32,14 +31,24 @@ def losses(found: Sequence[Record]) -> dict[tuple[str, int, float], float]:
 def ratios(found: Sequence[Twin], known: Losses, arm: str, place: str) -> list[float]:
     """KL divergence of the arm's files of one format as a share of plain twins', a mean for each seed.
 
-    As in :func:`benchmarks.dispersion.effects.effect`: a straight line of log KL over cross-entropy through all plain
-    twins; twins beyond their range are left out.
+    As :func:`benchmarks.dispersion.effects.effect`: a straight line of log KL over cross-entropy through the plain
+    twins of the seeds that both have; twins beyond their range are left out. Empty with fewer than two plain ones.
     """
-    line = _line([(known[_key(twin)], _kl(twin, place)) for twin in found if twin.arm == BASE and _key(twin) in known])
+    points = {
+        name: [(twin.seed, known[_key(twin)], kl) for twin in found
+               if twin.arm == name and _key(twin) in known and (kl := _kl(twin, place)) is not None]
+        for name in (BASE, arm)
+    }  # fmt: skip
+    seeds = {seed for seed, _, _ in points[BASE]} & {seed for seed, _, _ in points[arm]}
+    base = [(ce, kl) for seed, ce, kl in points[BASE] if seed in seeds]
+    if len(base) < 2:
+        return []
+    losses = [ce for ce, _ in base]
+    at = line(losses, [kl for _, kl in base])
     made: dict[int, list[float]] = {}
-    for twin in found:
-        if twin.arm == arm and (ce := known.get(_key(twin))) is not None and line.low <= ce <= line.high:
-            made.setdefault(twin.seed, []).append(float(np.log(_kl(twin, place)) - line.at(ce)))
+    for seed, ce, kl in points[arm]:
+        if seed in seeds and min(losses) <= ce <= max(losses):
+            made.setdefault(seed, []).append(float(np.log(kl)) - at(ce))
     return [float(np.exp(np.mean(each))) for _, each in sorted(made.items())]
 
 
@@ -59,28 +68,9 @@ def table(found: Sequence[Twin], known: Losses) -> str:
     return "\n".join(lines) + f"\n\n{len(found)} twins; in F16 llama.cpp itself is at most {most:.1g} nats off."
 
 
-class _Line(msgspec.Struct, frozen=True):
-    """log KL over cross-entropy, and the range that it was fitted in."""
-
-    slope: float
-    middle: tuple[float, float]
-    low: float
-    high: float
-
-    def at(self, ce: float) -> float:
-        return self.middle[1] + self.slope * (ce - self.middle[0])
-
-
-def _line(points: Sequence[tuple[float, float]]) -> _Line:
-    x: NDArray[np.float64] = np.array([ce for ce, _ in points])
-    y: NDArray[np.float64] = np.log([kl for _, kl in points])
-    slope = float(np.dot(x - x.mean(), y - y.mean()) / np.square(x - x.mean()).sum())
-    return _Line(slope, (float(x.mean()), float(y.mean())), float(x.min()), float(x.max()))
-
-
 def _key(twin: Twin) -> tuple[str, int, float]:
     return twin.arm, twin.seed, twin.length
 
 
-def _kl(twin: Twin, place: str) -> float:
-    return next(made.kl for made in twin.made if f"{made.engine}: {made.format}" == place)
+def _kl(twin: Twin, place: str) -> float | None:
+    return next((made.kl for made in twin.made if f"{made.engine}: {made.format}" == place), None)

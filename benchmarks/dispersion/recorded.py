@@ -18,12 +18,13 @@ import edgekit
 from benchmarks._measure import machine
 from benchmarks.dispersion.arms import LENGTH
 from benchmarks.dispersion.run import twins_of
-from benchmarks.dispersion.text import JUDGED, parts
+from benchmarks.dispersion.text import JUDGED, written
 from edgekit import api
 from edgekit.dispersion.recorded import Recorded
 from edgekit.dispersion.survival import Survival
-from edgekit.files import cache_dir
+from edgekit.files import cache_dir, sha256
 from edgekit.options import Options
+from edgekit.original import versions
 from edgekit.progress import Bars
 
 NAMES = {
@@ -54,17 +55,18 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=1.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="twins-") as scratch:
-        known, held = (Path(scratch) / name for name in ("known.txt", "held.txt"))
-        for place, part in zip((known, held), parts(options.text.read_bytes()), strict=True):
-            place.write_text(part, encoding="utf-8")
+        known, held = written(options.text, Path(scratch))
         curves = [
             curve(twins_of(options.work) / f"{arm}-seed{options.seed}-{options.length:g}-decayed", name, held, known)
             for arm, name in NAMES.items()
         ]
-    made_by = "python -m benchmarks.dispersion.recorded --text FILE"
+    seed, length = options.seed, f"{options.length:g}"
+    known_versions = versions()
     record = Recorded(
         date=datetime.date.today().isoformat(), machine=machine().cpu, words=_WORDS, curves=tuple(curves),
-        made_by=f"{made_by} --seed {options.seed} --length {options.length:g}",
+        trained_by=f"python -m benchmarks.dispersion.run --text FILE --seed {seed}",
+        made_by=f"python -m benchmarks.dispersion.recorded --text FILE --seed {seed} --length {length}",
+        text_sha256=sha256(options.text), versions={name: known_versions[name] for name in ("torch", "transformers")},
     )  # fmt: skip
     fresh = _TO.with_name(f"{_TO.name}.part")
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")

@@ -93,6 +93,16 @@ def kept(twin: Twin, work: Path, stem: str) -> Path:
     return place
 
 
+def _forget(work: Path, out: Path, stem: str) -> None:
+    """Remove what other settings or another text may have left: weights, twins, measures of their files."""
+    for state in (work / stem).glob("*.safetensors"):
+        state.unlink()
+    for twin in twins_of(work).glob(f"{stem}-*"):
+        shutil.rmtree(twin)
+    for made in out.glob(f"artefacts-{stem}-*.json"):
+        made.unlink()
+
+
 def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
     """One arm with one seed, unless it is there or being made."""
     path = path_of(out, arm.name, seed)
@@ -103,8 +113,7 @@ def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
         return
     have = {(model.length, model.kind) for model in record.models}
     if not have:
-        for stale in twins_of(work).glob(f"{path.stem}-*"):
-            shutil.rmtree(stale)
+        _forget(work, out, path.stem)
     began = time.monotonic()
 
     def tell(done: int, whole: int, parts: Mapping[str, float]) -> None:

@@ -47,6 +47,14 @@ def parts(data: bytes) -> tuple[str, str]:
     return data[:cut].decode("utf-8", errors="replace"), data[cut:].decode("utf-8", errors="replace")
 
 
+def written(text: Path, folder: Path) -> tuple[Path, Path]:
+    """Both parts as files of `folder`: what is trained on, and what is held out."""
+    known, held = folder / "known.txt", folder / "held.txt"
+    for place, part in zip((known, held), parts(text.read_bytes()), strict=True):
+        place.write_text(part, encoding="utf-8")
+    return known, held
+
+
 def load(text: Path, folder: Path) -> Texts:
     """Tokenize `text` and leave `tokenizer.json` in `folder`, both from its training part only."""
     data = text.read_bytes()

@@ -87,7 +87,7 @@ def _recorded(outputs: tuple[Path | None, Path | None], force: bool) -> None:
         _show(one)
     click.echo(found.label)
     page, figures = outputs
-    write(found, figures, page, lambda record: render(record.curves, label=record.label), force=force)
+    write(found.figures(), figures, page, lambda _: render(found.curves, label=found.label), force=force)
 
 
 def _refuse_settings() -> None:

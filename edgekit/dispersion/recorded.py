@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 import msgspec
 
@@ -20,7 +22,12 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """ISO 8601."""
     machine: str
     made_by: str
-    """The command."""
+    """The command that measured the curves."""
+    trained_by: str
+    """The command that trained the models."""
+    text_sha256: str
+    """Of the file that both commands read."""
+    versions: Mapping[str, str]
     words: str
     """What the models are, in one sentence."""
     curves: tuple[Survival, ...]
@@ -34,6 +41,10 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             f"their perplexities are {qualities}: a better model loses more by rounding, so that only a comparison at "
             f"equal quality tells what dispersion does (docs/experiments/dispersion.md). Made by {self.made_by}."
         )
+
+    def figures(self) -> dict[str, Any]:
+        """The record for programs, with its label."""
+        return {"label": self.label, **msgspec.to_builtins(self)}
 
 
 def load() -> Recorded:

@@ -186,10 +186,13 @@ def onnx_model() -> bytes:
     ]  # fmt: skip
     inner = make.make_graph([make.make_node("Identity", ["y"], ["q"])], "inner", [], [])
     settings = {"domain": "com.microsoft", "bits": 4, "block_size": 32}
+    own = {"domain": "edgekit", "bits": 3, "block_size": 32}
     nodes = [
         make.make_node("GatherBlockQuantized", ["codes", "ids", "scales"], ["x"], gather_axis=0, **settings),
         make.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner),
         make.make_node("MatMulNBits", ["y", "codes", "scales"], ["z"], K=64, N=8, **settings),
+        make.make_node("Gather3Bits", ["ids", "codes", "scales"], ["u"], K=64, N=8, **own),
+        make.make_node("MatMul3Bits", ["u", "codes", "scales"], ["v"], K=64, N=8, **own),
     ]
     data: bytes = make.make_model(make.make_graph(nodes, "g", [], [], weights)).SerializeToString()
     return data

@@ -75,6 +75,38 @@ def test_rows_are_the_grids_own(
     assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
+@pytest.mark.parametrize("before", [1, 2, 3, 5])
+def test_unaligned_tensors_are_grids_own(before: int, operators: Path, tmp_path: Path) -> None:
+    """Initializers, indices and results that begin at any byte."""
+    quantized, indices = matrix((20, 100)), np.array([[3, -1], [19, 0]], np.int64)
+    expected = get(quantized.grid).dequantize(quantized)[indices]
+    stored = onnx.load_from_string(graph(packed_of(quantized), attributes(quantized)))
+    stored.graph.initializer.insert(0, onnx.numpy_helper.from_array(np.zeros(before, np.uint8), "first"))
+    stored.graph.node.append(onnx.helper.make_node("Identity", ["first"], ["z"]))
+    stored.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.UINT8, None))
+    path = tmp_path / "model.onnx"
+    onnx.save(stored, path, save_as_external_data=True, location="data", size_threshold=0)
+    made = session(str(path), operators)
+    given, found = shifted(indices.shape, np.int64), shifted(expected.shape, np.float32)
+    given[...] = indices
+    binding = made.io_binding()
+    binding.bind_input("x", "cpu", 0, np.int64, given.shape, given.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, found.shape, found.ctypes.data)
+    binding.bind_output("z", "cpu")
+    made.run_with_iobinding(binding)
+    assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def shifted(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Zeros that begin one byte behind a multiple of their size."""
+    size, count = np.dtype(dtype).itemsize, int(np.prod(shape))
+    room = np.zeros(size * (count + 2), np.uint8)
+    begin = -room.ctypes.data % size + 1
+    made: NDArray[Any] = room[begin : begin + size * count].view(dtype).reshape(shape)
+    assert made.ctypes.data % size == 1
+    return made
+
+
 @pytest.mark.parametrize("index", [16, -17, 1 << 40, -(1 << 63), (1 << 63) - 1])
 def test_an_index_that_names_no_row_is_refused(index: int, operators: Path) -> None:
     made = session(graph(packed_of(matrix((16, 64))), attributes(matrix((16, 64)))), operators)

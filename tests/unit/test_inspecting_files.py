@@ -276,6 +276,27 @@ def write_onnx(folder: Path, location: str = "w.data", **more: str) -> Path:
     return path
 
 
+def test_edgekits_own_operators(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lookup and a product that read the same 3-bit matrix; one with an attribute left out is shown as what it is."""
+    onnx = pytest.importorskip("onnx")
+    make, whole = onnx.helper, {"domain": "edgekit", "K": 64, "N": 8, "bits": 3, "block_size": 32}
+    tensors = [
+        onnx.numpy_helper.from_array(np.zeros((1, 2, 96), np.uint8), "codes"),
+        onnx.numpy_helper.from_array(np.zeros((1, 2, 8), np.float16), "scales"),
+    ]
+    nodes = [
+        make.make_node("Gather3Bits", ["ids", "codes", "scales"], ["x"], **whole),
+        make.make_node("MatMul3Bits", ["x", "codes", "scales"], ["y"], **whole),
+        make.make_node("MatMul3Bits", ["y", "codes", "scales"], ["z"], domain="edgekit", K=64, N=8),
+    ]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make.make_model(make.make_graph(nodes, "g", [], [], tensors)).SerializeToString())
+    rows = found(capsys, path)["tables"]["quantized"]
+    assert {(row["operator"], row["bits"], row["block"], row["parameters"]) for row in rows} == {
+        ("Gather3Bits", 3, 32, 512), ("MatMul3Bits", 3, 32, 512), ("MatMul3Bits", 3, 0, 512),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("location", ["../w.data", "/etc/passwd", "", "a\\b"])
 def test_external_data_outside_the_folder(tmp_path: Path, location: str) -> None:
     assert run(str(write_onnx(tmp_path, location))) == 26

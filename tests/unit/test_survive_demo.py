@@ -33,7 +33,11 @@ def test_table_page_and_figures_say_that_they_are_recorded(cli: Cli, tmp_path: P
     for said in (" ".join(done.out.split()), page.read_text()):
         assert label in said
         assert all(curve.model in said for curve in load().curves)
-    assert json.loads(figures.read_text())["date"] == load().date
+    told = json.loads(figures.read_text())
+    assert told["label"] == label
+    assert {curve["model"] for curve in told["curves"]} == {curve.model for curve in load().curves}
+    assert len(told["text_sha256"]) == 64
+    assert set(told["versions"]) == {"torch", "transformers"}
     cli("survive", "--demo", "-o", page).refused(18, "page.html", "--force")
 
 

@@ -56,9 +56,7 @@ OrtCustomOp gather_operator() {
   OrtCustomOp op = operator_of<GatherNode>();
   op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kScales + 1}; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
-    return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
-           : index == kScales ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
-                              : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    return type_of_input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
   };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   return op;

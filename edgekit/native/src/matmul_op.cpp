@@ -87,9 +87,7 @@ OrtCustomOp matmul_operator() {
   OrtCustomOp op = operator_of<MatMulNode>();
   op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kBias + 1}; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
-    return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
-           : index == kScales ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
-                              : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    return type_of_input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
   };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
     return index == kBias ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;

@@ -9,6 +9,13 @@ namespace edgekit {
 // Inputs that both operators have; the first one differs.
 enum Input : size_t { kFirst, kCodes, kScales, kBias };
 
+// Type of an input: that of the packed matrix's parts, `other` for the rest.
+inline ONNXTensorElementDataType type_of_input(size_t index, ONNXTensorElementDataType other) {
+  return index == kCodes    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+         : index == kScales ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                            : other;
+}
+
 class Packed {
  public:
   // Throws std::invalid_argument where an attribute or an initializer is not what docs/int3.md says.

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "gather.h"
 #include "matmul.h"
 
 namespace edgekit {
@@ -151,6 +152,23 @@ bool close(const Matrix& matrix, const std::vector<float>& x, const std::vector<
   return true;
 }
 
+// Whether every row is looked up as the definition says: a product of float32, so bit for bit.
+bool rows_are_right(const Matrix& matrix) {
+  std::vector<float> row(matrix.columns);
+  std::vector<float> expected(matrix.columns);
+  for (size_t i = 0; i < matrix.rows; ++i) {
+    gather_row(matrix.weights, i, row.data());
+    for (size_t column = 0; column < matrix.columns; ++column) {
+      const float scale = half_to_float(matrix.halves[matrix.scale_index(i, column / matrix.block)]);
+      expected[column] = static_cast<float>(matrix.codes[i * matrix.columns + column] - kZeroPoint) * scale;
+    }
+    if (!same_bits(row, expected)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 void compare(const Matrix& matrix, const std::vector<float>& x, const std::string& which) {
   const Kernel& portable = kernel_named("portable");
   const std::vector<float> expected = product(matrix, portable, Accuracy::kInt8, x);
@@ -186,6 +204,12 @@ void compare_shapes(Random& random) {
                 std::to_string(m) + " x (" + std::to_string(shape[0]) + ", " + std::to_string(shape[1]) + "), block " +
                     std::to_string(block));
       }
+    }
+  }
+  for (const auto& shape : shapes) {
+    for (const size_t block : {size_t{32}, size_t{64}}) {
+      expect(rows_are_right(Matrix(shape[0], shape[1], block, false, random)), "rows that are looked up",
+             "(" + std::to_string(shape[0]) + ", " + std::to_string(shape[1]) + "), block " + std::to_string(block));
     }
   }
   const Matrix large(100, 2048, 32, false, random);  // enough work to be shared out
