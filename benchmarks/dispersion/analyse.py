@@ -184,7 +184,7 @@ def main() -> None:
         replace(options.write, "pairs", pairs.table(found))
         replace(options.write, "models", models(found))
         if real := file_effects.twins(options.results):
-            replace(options.write, "files", file_effects.table(real, file_effects.losses(found)))
+            replace(options.write, "files", file_effects.table(real))
     if options.pictures:
         draw(found, made, options.pictures)
 

@@ -2,13 +2,14 @@
 
     python -m benchmarks.dispersion.artefacts --text FILE [--work FOLDER] [--out FOLDER]
 
-Takes every twin of the main arms that `benchmarks.dispersion.run` left in the work folder; what was measured lies in
-OUT/artefacts-TWIN.json and is not made again.
+Takes every twin of the main arms that `benchmarks.dispersion.run` left in the work folder (where they are gone, `run
+--again` trains them once more); what was measured lies in OUT/artefacts-TWIN.json and is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ class Twin(msgspec.Struct, frozen=True, kw_only=True):
     text_sha256: str
     model_sha256: str
     versions: Mapping[str, str]
+    ce: float
+    """In full precision, on the text that the files are judged on: nats per token."""
     made: tuple[Made, ...]
 
 
@@ -65,7 +68,7 @@ def main() -> None:
             path = options.out / f"artefacts-{place.name}.json"
             if not path.is_file():
                 try:
-                    keep(path, _twin(arm, seed, place, options.text, measured(place, held, known)))
+                    keep(path, _twin(arm, seed, place, options.text, *measured(place, held, known)))
                 except subprocess.CalledProcessError as error:
                     failed.append(f"{place.name}: edgekit survive ended with {error.returncode}")
     if failed:
@@ -79,24 +82,27 @@ def _twins(work: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
                 yield arm, seed, place
 
 
-def _twin(arm: str, seed: int, place: Path, text: Path, made: tuple[Made, ...]) -> Twin:
+def _twin(arm: str, seed: int, place: Path, text: Path, ce: float, made: tuple[Made, ...]) -> Twin:
     known = versions()
     return Twin(
         arm=arm, seed=seed, length=float(place.name.split("-")[-2]), text_sha256=sha256(text),
-        model_sha256=sha256(place / "model.safetensors"), made=made,
+        model_sha256=sha256(place / "model.safetensors"), ce=ce, made=made,
         versions={name: known[name] for name in ("edgekit", "llama-cpp-python", "onnxruntime") if name in known},
     )  # fmt: skip
 
 
-def measured(place: Path, held: Path, known: Path) -> tuple[Made, ...]:
-    """What `edgekit survive` measures of the twin's files. A process each: an engine's crash costs one twin."""
+def measured(place: Path, held: Path, known: Path) -> tuple[float, tuple[Made, ...]]:
+    """The twin's own cross-entropy, and what `edgekit survive` measures of its files.
+
+    A process each: an engine's crash costs one twin.
+    """
     page = held.with_name("survival.json")
     command = [sys.executable, "-m", "edgekit", "survive", str(place), "--grids", ",".join(FORMATS), "--no-cache"]
     words = ["--text", str(held), "--calibration-text", str(known)]
     size = ["--sequences", str(JUDGED), "--length", str(LENGTH)]
     subprocess.run([*command, *words, *size, "--json", str(page), "--force"], check=True)
     (survival,) = msgspec.json.decode(page.read_bytes(), type=list[Survival])
-    return tuple(
+    return math.log(survival.points[0].coherence.ppl_reference), tuple(
         Made(format=point.grid, engine=point.engine, kl=point.coherence.kl_mean, nbytes=point.nbytes or 0)
         for point in survival.points
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,9 +10,6 @@ import numpy as np
 
 from benchmarks.dispersion.artefacts import Twin
 from benchmarks.dispersion.effects import BASE, line
-from benchmarks.dispersion.run import Record
-
-Losses = Mapping[tuple[str, int, float], float]
 
 
 def twins(folder: Path) -> list[Twin]:
@@ -20,25 +17,16 @@ def twins(folder: Path) -> list[Twin]:
     return [msgspec.json.decode(path.read_bytes(), type=Twin) for path in sorted(folder.glob("artefacts-*.json"))]
 
 
-def losses(found: Sequence[Record]) -> dict[tuple[str, int, float], float]:
-    """Arm, seed and length of each decayed twin → its cross-entropy in full precision."""
-    return {
-        (record.arm["name"], record.seed, model.length): model.ce
-        for record in found for model in record.models if model.kind == "decayed"
-    }  # fmt: skip
-
-
-def ratios(found: Sequence[Twin], known: Losses, arm: str, place: str) -> list[float]:
+def ratios(found: Sequence[Twin], arm: str, place: str) -> list[float]:
     """KL divergence of the arm's files of one format as a share of plain twins', a mean for each seed.
 
     As :func:`benchmarks.dispersion.effects.effect`: a straight line of log KL over cross-entropy through the plain
     twins of the seeds that both have; twins beyond their range are left out. Empty with fewer than two plain ones.
     """
     points = {
-        name: [(twin.seed, known[_key(twin)], kl) for twin in found
-               if twin.arm == name and _key(twin) in known and (kl := _kl(twin, place)) is not None]
+        name: [(twin.seed, twin.ce, kl) for twin in found if twin.arm == name and (kl := _kl(twin, place)) is not None]
         for name in (BASE, arm)
-    }  # fmt: skip
+    }
     seeds = {seed for seed, _, _ in points[BASE]} & {seed for seed, _, _ in points[arm]}
     base = [(ce, kl) for seed, ce, kl in points[BASE] if seed in seeds]
     if len(base) < 2:
@@ -52,7 +40,7 @@ def ratios(found: Sequence[Twin], known: Losses, arm: str, place: str) -> list[f
     return [float(np.exp(np.mean(each))) for _, each in sorted(made.items())]
 
 
-def table(found: Sequence[Twin], known: Losses) -> str:
+def table(found: Sequence[Twin]) -> str:
     """Arms over formats: the mean over seeds, and each seed."""
     places = list(dict.fromkeys(f"{made.engine}: {made.format}" for twin in found for made in twin.made))
     few = [place for place in places if not place.endswith("F16")]
@@ -60,16 +48,12 @@ def table(found: Sequence[Twin], known: Losses) -> str:
     for arm in dict.fromkeys(twin.arm for twin in found if twin.arm != BASE):
         cells = []
         for place in few:
-            seeds = ratios(found, known, arm, place)
+            seeds = ratios(found, arm, place)
             words = ", ".join(f"{seed:.2f}" for seed in seeds)
             cells.append(f"{np.exp(np.mean(np.log(seeds))):.2f} ({words})" if seeds else "–")
         lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
     most = max((made.kl for twin in found for made in twin.made if made.format == "F16"), default=0.0)
     return "\n".join(lines) + f"\n\n{len(found)} twins; in F16 llama.cpp itself is at most {most:.1g} nats off."
-
-
-def _key(twin: Twin) -> tuple[str, int, float]:
-    return twin.arm, twin.seed, twin.length
 
 
 def _kl(twin: Twin, place: str) -> float | None:

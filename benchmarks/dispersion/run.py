@@ -1,10 +1,11 @@
 """Part A: train the twins and measure what survives. One arm and seed, or all that is missing.
 
-    python -m benchmarks.dispersion.run --text FILE [--arm NAME --seed N] [--work FOLDER] [--out FOLDER]
+    python -m benchmarks.dispersion.run --text FILE [--arm NAME --seed N] [--again] [--work FOLDER] [--out FOLDER]
 
 Every model of a run is kept in OUT/ARM-seedN.json as soon as it is measured, and its weights in the work folder. What
 is there of the same settings and text is not made again; a killed run goes on behind the last length that is kept in
-the work folder. Several processes may run at once, each with its own arm and seed.
+the work folder. Several processes may run at once, each with its own arm and seed. With --again, twins that were
+measured but whose weights are gone are trained once more and kept, for `benchmarks.dispersion.artefacts`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,13 @@ def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
     """One arm with one seed, unless it is there or being made."""
     path = path_of(out, arm.name, seed)
     record = begun(path, arm, seed, texts)
-    (work / path.stem).mkdir(parents=True, exist_ok=True)
-    lock = locks.take(work / path.stem, wait=False)
-    if record.whole or lock is None:
+    if record.whole or (lock := _mine(work / path.stem)) is None:
         return
     have = {(model.length, model.kind) for model in record.models}
     if not have:
         _forget(work, out, path.stem)
     began = time.monotonic()
-
-    def tell(done: int, whole: int, parts: Mapping[str, float]) -> None:
-        words = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
-        print(f"{path.stem}: step {done} of {whole}, {time.monotonic() - began:.0f} s, {words}", file=sys.stderr)
-
-    for twin in Run(arm, seed, texts, work / path.stem, tell).twins():
+    for twin in _trained(arm, seed, texts, work, path.stem):
         place = kept(twin, work, path.stem)
         if (twin.length, twin.kind) in have:
             continue
@@ -136,12 +130,43 @@ def run(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
     shutil.rmtree(work / path.stem)
 
 
+def again(arm: Arm, seed: int, texts: Texts, work: Path, out: Path) -> None:
+    """Train and keep what was measured but is not in the work folder, unless it is being made; nothing is measured."""
+    path = path_of(out, arm.name, seed)
+    if not begun(path, arm, seed, texts).whole:
+        return
+    if all((twins_of(work) / f"{path.stem}-{length:g}-decayed").is_dir() for length in arm.branches):
+        return
+    if (lock := _mine(work / path.stem)) is None:
+        return
+    for twin in _trained(arm, seed, texts, work, path.stem):
+        kept(twin, work, path.stem)
+    locks.release(lock)
+    shutil.rmtree(work / path.stem)
+
+
+def _mine(folder: Path) -> int | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    return locks.take(folder, wait=False)
+
+
+def _trained(arm: Arm, seed: int, texts: Texts, work: Path, stem: str) -> Iterator[Twin]:
+    began = time.monotonic()
+
+    def tell(done: int, whole: int, parts: Mapping[str, float]) -> None:
+        words = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
+        print(f"{stem}: step {done} of {whole}, {time.monotonic() - began:.0f} s, {words}", file=sys.stderr)
+
+    return Run(arm, seed, texts, work / stem, tell).twins()
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--again", action="store_true", help="train what was measured once more, and keep it")
     parser.add_argument("--work", type=Path, default=cache_dir() / "dispersion-experiment")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=1)
@@ -151,7 +176,7 @@ def main() -> None:
     seeds = SEEDS if options.seed is None else (options.seed,)
     for name, arm in ARMS.items():
         for seed in seeds if options.arm in (None, name) else ():
-            run(arm, seed, texts, options.work, options.out)
+            (again if options.again else run)(arm, seed, texts, options.work, options.out)
 
 
 if __name__ == "__main__":

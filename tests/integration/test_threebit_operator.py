@@ -25,7 +25,7 @@ from edgekit.threebit import library
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-KERNELS = ("dotprod", "neon", "portable") if platform.machine() == "aarch64" else ("avx2", "portable")
+KERNELS = ("dotprod", "neon", "portable") if platform.machine() == "aarch64" else ("avx512-vnni", "avx2", "portable")
 BIASED = ("B", "scales", "bias")
 F32 = NDArray[np.float32]
 OTHER = "EDGEKIT_TEST_OPERATORS"

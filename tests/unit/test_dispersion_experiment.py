@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_a_run_measures_every_outcome_once(small: None, file: Path, tmp_path: Pa
     kept = sorted(place.name for place in run.twins_of(tmp_path / "work").iterdir())
     assert kept == ["ce-seed0-0.4-averaged", "ce-seed0-0.4-decayed"]
 
+    weights = run.twins_of(tmp_path / "work") / "ce-seed0-0.4-decayed" / "model.safetensors"
+    first = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    run.again(arm, 0, texts, tmp_path / "work", tmp_path / "out")
+    assert weights.read_bytes() == first, "trained once more, to the same weights"
+    assert path.stat().st_mtime_ns == before
+    made = weights.stat().st_mtime_ns
+    run.again(arm, 0, texts, tmp_path / "work", tmp_path / "out")
+    run.again(arm, 1, texts, tmp_path / "work", tmp_path / "out")
+    assert weights.stat().st_mtime_ns == made
+    assert not list(run.twins_of(tmp_path / "work").glob("ce-seed1*")), "what was not measured is not trained"
+
 
 def test_real_files_of_each_decayed_twin_are_measured_once(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,12 +123,12 @@ def test_real_files_of_each_decayed_twin_are_measured_once(
         (place / "model.safetensors").write_bytes(name.encode())
     asked = []
 
-    def measured(place: Path, held: Path, known: Path) -> tuple[artefacts.Made, ...]:
+    def measured(place: Path, held: Path, known: Path) -> tuple[float, tuple[artefacts.Made, ...]]:
         asked.append(place.name)
         assert known.read_text() + held.read_text() == file.read_text()
         if place.name.startswith("ce-seed1"):
             raise subprocess.CalledProcessError(-11, "edgekit")
-        return (artefacts.Made(format="Q4_0", engine="llama.cpp", kl=0.1, nbytes=1),)
+        return 5.0, (artefacts.Made(format="Q4_0", engine="llama.cpp", kl=0.1, nbytes=1),)
 
     monkeypatch.setattr(artefacts, "measured", measured)
     out = tmp_path / "new" / "out"
@@ -264,27 +277,28 @@ def test_pairs_have_seen_the_same_tokens() -> None:
     assert "| `spread-2` | -0.150 (-0.200, -0.100) |" in pairs.table(found)
 
 
-def _twin(arm: str, length: float, made: tuple[artefacts.Made, ...]) -> artefacts.Twin:
-    return artefacts.Twin(arm=arm, seed=1, length=length, text_sha256="", model_sha256="", versions={}, made=made)
+def _twin(arm: str, length: float, ce: float, made: tuple[artefacts.Made, ...]) -> artefacts.Twin:
+    return artefacts.Twin(
+        arm=arm, seed=1, length=length, text_sha256="", model_sha256="", versions={}, ce=ce, made=made
+    )
 
 
 def test_files_are_compared_at_equal_quality() -> None:
     """Twice the damage of plain twins at any cross-entropy; one twin is better than any of them."""
-    known, found = {}, []
+    found = []
     for arm, losses, factor in ((BASE, (5.4, 5.0, 4.6), 1.0), ("spread-2", (5.2, 4.8, 4.4), 2.0)):
         for length, loss in enumerate(losses):
-            known[arm, 1, float(length)] = loss
             kinds = (("F16", "llama.cpp", 1e-7), ("Q4_0", "llama.cpp", factor * float(np.exp(-2 * loss))))
             made = tuple(artefacts.Made(format=name, engine=engine, kl=kl, nbytes=1) for name, engine, kl in kinds)
-            found.append(_twin(arm, float(length), made))
-    assert file_effects.ratios(found, known, "spread-2", "llama.cpp: Q4_0") == pytest.approx([2.0])
-    text = file_effects.table(found, known)
+            found.append(_twin(arm, float(length), loss, made))
+    assert file_effects.ratios(found, "spread-2", "llama.cpp: Q4_0") == pytest.approx([2.0])
+    text = file_effects.table(found)
     assert "| `spread-2` | 2.00 (2.00) |" in text
     assert "6 twins; in F16 llama.cpp itself is at most 1e-07 nats off" in text
     plain = [twin for twin in found if twin.arm == BASE]
     for few in (found[3:], plain[:1] + found[3:], [msgspec.structs.replace(twin, seed=2) for twin in plain]):
-        assert file_effects.ratios(few, known, "spread-2", "llama.cpp: Q4_0") == []
-    assert file_effects.ratios(found, known, "spread-2", "llama.cpp: Q8_0") == []
+        assert file_effects.ratios(few, "spread-2", "llama.cpp: Q4_0") == []
+    assert file_effects.ratios(found, "spread-2", "llama.cpp: Q8_0") == []
 
 
 def test_records_make_tables(tmp_path: Path) -> None:

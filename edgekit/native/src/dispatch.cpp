@@ -1,6 +1,6 @@
 #include <stdexcept>
 
-#include "kernel_avx2.h"
+#include "kernel_x86.h"
 #include "kernel_neon.h"
 #include "kernel_portable.h"
 
@@ -9,6 +9,7 @@ namespace edgekit {
 std::vector<const Kernel*> kernels_here() {
   const Kernel* const known[] = {
 #if defined(__x86_64__)
+      &kAvx512Vnni,
       &kAvx2,
 #endif
 #if defined(__aarch64__)

@@ -183,7 +183,7 @@ inline size_t size_attribute(const OrtApi& api, const OrtKernelInfo& info, const
 // Lets ONNX Runtime's own threads call `work`.
 inline void parallel_for(const OrtApi& api, OrtKernelContext* context, size_t count, const std::function<void(size_t)>& work) {
   const auto call = [](void* held, size_t index) { (*static_cast<const std::function<void(size_t)>*>(held))(index); };
-  check(api, api.KernelContext_ParallelFor(context, call, count, 0, const_cast<std::function<void(size_t)>*>(&work)));
+  check(api, api.KernelContext_ParallelFor(context, call, count, count, const_cast<std::function<void(size_t)>*>(&work)));
 }
 
 // Product of the first `dimensions` of a shape.

@@ -5,5 +5,6 @@
 namespace edgekit {
 
 extern const Kernel kAvx2;
+extern const Kernel kAvx512Vnni;
 
 }  // namespace edgekit
