@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# For llama-cpp-python: images and sound, a third of its files, are not for edgekit.
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF $(CMAKE_ARGS)
 
 .PHONY: help demo test lint nightly emulator schemas docs clean
 
@@ -42,7 +44,7 @@ demo: $(VENV)/.build ## Build SmolLM2-135M for a Raspberry Pi 5, show its cohere
 	$(BIN)/edgekit run dist/smollm2-135m.rpi5 "What is a Raspberry Pi? Answer in one sentence." --engine onnx --max-tokens 60
 
 test: $(VENV)/.dev ## Run the unit and integration tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadgroup tests/unit tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=30 --numprocesses logical --dist loadgroup tests/unit tests/fuzz
 	$(BIN)/python -m pytest --durations=30 tests/integration
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
