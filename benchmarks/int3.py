@@ -61,9 +61,11 @@ def their_matrix(shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
     return {**grid.pack(Quantized(grid.name, shape, fields)), "scales": scales.astype(np.float32)}
 
 
-def graph(shape: tuple[int, int], operator: str, domain: str, matrix: dict[str, NDArray[Any]], bits: int, block: int,
-          nodes: int) -> bytes:  # fmt: skip
-    """A model of `nodes` products with copies of `matrix`, and the sum of what they yield."""
+def graph(
+    shape: tuple[int, int], operator: str, domain: str, matrix: dict[str, NDArray[Any]], bits: int, block: int,
+    nodes: int, **more: float,
+) -> bytes:  # fmt: skip
+    """A model of `nodes` products with copies of `matrix`, and the sum of what they yield; `more`: attributes."""
     from onnx import TensorProto, helper, numpy_helper
 
     made, tensors, outputs = [], [], [f"y{index}" for index in range(nodes)]
@@ -73,7 +75,7 @@ def graph(shape: tuple[int, int], operator: str, domain: str, matrix: dict[str, 
         made.append(
             helper.make_node(
                 operator, ["x", *names], [output], domain=domain,
-                K=shape[1], N=shape[0], bits=bits, block_size=block, accuracy_level=4,
+                K=shape[1], N=shape[0], bits=bits, block_size=block, accuracy_level=4, **more,
             )
         )  # fmt: skip
     made.append(helper.make_node("Sum", outputs, ["y"]))

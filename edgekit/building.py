@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from edgekit import cache, disperse_stage, mapping, refining, steps, weighing
+from edgekit import cache, disperse_stage, mapping, refining, skipping, steps, weighing
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
 from edgekit.bundle.said import seal_said
@@ -49,6 +49,8 @@ def bundle_name(checkpoint: Checkpoint, target: Target, options: Options) -> str
         suffix = f".{options.budget.suffix}"
     elif options.plan is not None:
         suffix = ".planned"
+    if options.active is not None:
+        suffix += f".active{options.active:g}"
     return f"{checkpoint.name.lower()}.{target.name}{suffix}{disperse_stage.suffix(options)}"
 
 
@@ -126,6 +128,7 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
     trained.places(checkpoint)  # what is wrong with them is told before anything is made
     planned = (plans if options.budget is None else _refuse_unmet)(checkpoint, target, options)
     disperse_stage.refuse(planned, options)
+    skipping.refuse(planned, options)
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
         planned = _all_plans(work, planned, sources, target) if options.budget is None else []
@@ -133,6 +136,8 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         texts = steps.texts(work)
         importance = weighing.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
+        if options.active is not None:
+            planned = [skipping.gated_plan(work, plan, texts, options.active) for plan in planned]
         with disperse_stage.makers(work, planned, texts, importance, sealed, digest, SAMPLES) as makers:
             made = [_artefact(makers[plan.container], plan, sources[plan.container]) for plan in planned]
             if options.budget is not None:

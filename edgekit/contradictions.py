@@ -33,6 +33,7 @@ def refuse(options: Options) -> None:
         raise OptionError("--imatrix and --no-calibration contradict each other", remedy="give one of them")
     _refuse_planning(options)
     _refuse_training(options)
+    _refuse_skipping(options)
     converting = [container for container in options.formats if options.converts(container)]
     if options.effort != "fast" and converting:
         raise OptionError(
@@ -109,6 +110,26 @@ def _refuse_training(options: Options) -> None:
     for path in [source.where for source in found if isinstance(source.where, Path)]:
         if options.text is not None:
             _refuse_same(options, options.text, path, "--train-text", "train")
+
+
+def _refuse_skipping(options: Options) -> None:
+    """What does not go with inputs that are left out."""
+    if options.active is None:
+        return
+    if not 0.05 <= options.active < 1:
+        raise OptionError(f"{options.active:g} is no share that can fire", expected="0.05 to less than 1, such as 0.8")
+    if "onnx" not in options.formats or options.converts("onnx") or options.portable:
+        found = "--portable" if options.portable else "no ONNX of edgekit's own"
+        raise OptionError(
+            f"--active is given with {found}", expected="edgekit's 3-bit operator, which skips what does not fire",
+            remedy="give --bits 3 --format onnx, without --portable and --exporter",
+        )  # fmt: skip
+    if options.budget is not None or options.disperse is not None:
+        found = "a budget, which measures formats with all inputs" if options.budget else "--disperse"
+        raise OptionError(
+            f"--active is given with {found}", expected="a model and a plan that are known before",
+            remedy="give --bits 3 or --plan; train first with edgekit disperse, and build its folder with --active",
+        )  # fmt: skip
 
 
 def refuse_foreign_imatrix(checkpoint: Checkpoint, options: Options) -> None:

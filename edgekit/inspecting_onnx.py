@@ -19,10 +19,11 @@ _MAX_PLACE = 1 << 50
 _EXTERNAL = 1
 """TensorProto.EXTERNAL."""
 _INPUTS = {
-    "MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "MatMul3Bits": (1, 2), "Gather3Bits": (1, 2),
+    "MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "MatMul3Bits": (1, 2), "SparseMatMul3Bits": (1, 2),
+    "Gather3Bits": (1, 2),
 }  # fmt: skip
 """Places of codes, scales and zero points among an operator's inputs (onnxruntime docs/ContribOperators.md)."""
-_OWN = ("MatMul3Bits", "Gather3Bits")
+_OWN = ("MatMul3Bits", "SparseMatMul3Bits", "Gather3Bits")
 _PARTS = ("codes", "scales", "zero points")
 
 

@@ -55,6 +55,9 @@ class Options:
     formats: tuple[Container, ...] = ("gguf", "onnx")
     asked: bool = False
     """Whether the formats were asked for: one that cannot be made is an error then, and left out otherwise."""
+    active: float | None = None
+    """Share of the linear layers' connections that are to fire: inputs below thresholds count as zero and their weights
+    are not read, in edgekit's own 3-bit layers. None: all."""
     portable: bool = False
     """ONNX with stock onnxruntime's operators alone: 3-bit codes then take 4 bits each."""
     strict: bool = False

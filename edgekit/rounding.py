@@ -22,6 +22,7 @@ from edgekit.files import sha256
 from edgekit.grids import get
 from edgekit.grids.onnx import PORTABLE
 from edgekit.grids.scalar import is_scalar
+from edgekit.grids.threebit_columns import SPARSE
 from edgekit.progress import counter
 from edgekit.quantize import trained
 from edgekit.quantize.plan import Entry, Plan
@@ -106,7 +107,8 @@ def _trained(work: Work, plan: Plan) -> tuple[dict[str, Place], str | None]:
         return {}, None
     checked, digest = _compared(work, there)
     grids = {entry.tensor.hf: entry.grid for entry in plan.entries}
-    wanted = {name: place for name, place in there.items() if grids.get(name) in (place.grid, place.grid + PORTABLE)}
+    endings = ("", PORTABLE, SPARSE)
+    wanted = {n: place for n, place in there.items() if grids.get(n) in [place.grid + ending for ending in endings]}
     stale = [name for name in checked.stale if name in wanted]
     _tell(work, plan, there, len(wanted), stale)
     return {name: place for name, place in wanted.items() if name not in stale}, digest

@@ -246,7 +246,9 @@ def artefact(work: Work, plan: Plan, weights: Made | None, foreign: Foreign | No
     `weights` is what :func:`edgekit.weighing.importance` returned, `foreign` what :func:`converted` did.
     """
     codes, digest = rounded(work, plan, weights) if foreign is None else set_aside(work)
-    planned = [[entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes] for entry in plan.entries]
+    planned = [
+        [entry.tensor.hf, entry.grid, entry.requested_bits, entry.nbytes, entry.threshold] for entry in plan.entries
+    ]
     inputs = {"bits": plan.bits, "accuracy_level": plan.accuracy_level, "session": plan.session, "plan": planned,
               "importance": weights and weights.digest, "converted": foreign and foreign.key,
               "rounded": digest}  # fmt: skip

@@ -61,6 +61,11 @@ if TYPE_CHECKING:
 @click.option("--restart", is_flag=True, help="Begin an interrupted --disperse anew instead of going on with it.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated text.")
 @portable_option
+@click.option(
+    "--active", type=click.FloatRange(0.05, 1, max_open=True), metavar="SHARE",
+    help="Let only this share of the linear layers' connections fire: small inputs count as zero, and their weights "
+    "are not read. For 3 bits of ONNX; see docs/economy.md.",
+)  # fmt: skip
 @click.option("--strict", is_flag=True, help="Refuse when a layer cannot take the requested bits.")
 @click.option(
     "--gate", is_flag=True, help="Exit with an error when a limit of the target is exceeded (the bundle is kept)."
@@ -81,9 +86,9 @@ def command(
     model: str | None, source: SourceOptions, target: str, bits: int, budget: Budget | None,
     sensitivity: tuple[Path, ...], plan: Path | None, formats: tuple[Container, ...], output: Path,
     text: Path | None, calibration_text: Path | None, imatrix: Path | None, no_calibration: bool, effort: Effort,
-    disperse: str | None, train_text: tuple[str, ...], restart: bool, seed: int, portable: bool, strict: bool,
-    gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter, no_runtime: bool, toolchain: Toolchain,
-    accel: Literal["none", "cuda"], no_cache: bool,
+    disperse: str | None, train_text: tuple[str, ...], restart: bool, seed: int, portable: bool,
+    active: float | None, strict: bool, gate: bool, force: bool, llama_cpp: Path | None, exporter: Exporter,
+    no_runtime: bool, toolchain: Toolchain, accel: Literal["none", "cuda"], no_cache: bool,
 ) -> None:  # fmt: skip
     """Build MODEL into a bundle for a board.
 
@@ -99,9 +104,9 @@ def command(
 
     asked = click.get_current_context().get_parameter_source("formats") is not ParameterSource.DEFAULT
     options = Options(
-        bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, portable=portable, strict=strict, force=force,
-        text=text, calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix, effort=effort,
-        seed=seed,
+        bits=bits, formats=tuple(dict.fromkeys(formats)), asked=asked, portable=portable, active=active, strict=strict,
+        force=force, text=text, calibrate=not no_calibration, calibration_text=calibration_text, imatrix=imatrix,
+        effort=effort, seed=seed,
         budget=budget, sensitivity=sensitivity, plan=plan, cache=not no_cache, llama_cpp=llama_cpp, exporter=exporter,
         disperse=disperse, train_text=train_text, restart=restart,
         runtime=None if no_runtime else RuntimeOptions(toolchain, accel, source.offline),

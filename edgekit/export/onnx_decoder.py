@@ -20,6 +20,7 @@ from edgekit.checkpoint.spec import Spec, TensorSpec
 from edgekit.export.onnx_store import FLOAT, Store
 from edgekit.grids import get
 from edgekit.grids.onnx import OnnxGrid
+from edgekit.grids.threebit_columns import SparseThreeBitGrid
 from edgekit.quantize.plan import Entry, Plan
 
 OPSET = 21
@@ -116,6 +117,7 @@ class Decoder:
             operator, [values, *parts], f"{name}/MatMul", domain=domain,
             K=entries[0].tensor.shape[1], N=sum(entry.tensor.shape[0] for entry in entries), bits=grid.stored_bits,
             block_size=grid.block, accuracy_level=self._accuracy(domain),
+            **({"threshold": entries[0].threshold} if isinstance(grid, SparseThreeBitGrid) else {}),
         )  # fmt: skip
 
     def _accuracy(self, domain: str) -> int:

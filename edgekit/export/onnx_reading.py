@@ -22,6 +22,7 @@ from edgekit.export.onnx_decoder import tensors_of_nodes
 from edgekit.quantize.plan import Plan
 
 Tick = Callable[[str], None]
+_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits", "SparseMatMul3Bits", "Gather3Bits")
 _OURS = 3
 """Bits of the codes of edgekit's own operator."""
 _BITS = (
@@ -36,6 +37,7 @@ class _Matrix:
     """One node's arrays as the official reader gives them."""
 
     node: str
+    operator: str
     bits: int
     block: int
     arrays: Mapping[str, NDArray[Any]]
@@ -46,7 +48,7 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for node in model.graph.node:
-        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits", "Gather3Bits"):
+        if node.op_type not in _OPERATORS:
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         first = 0 if node.op_type == "GatherBlockQuantized" else 1
@@ -57,11 +59,13 @@ def _matrices(folder: Path) -> Iterator[_Matrix]:
             tensor.CopyFrom(tensors[name])
             load_external_data_for_tensor(tensor, str(folder))
             arrays[key] = to_array(tensor)
-        yield _Matrix(node.name, attributes["bits"], attributes["block_size"], arrays)
+        yield _Matrix(node.name, node.op_type, attributes["bits"], attributes["block_size"], arrays)
 
 
 def _decode(matrix: _Matrix, rows: slice, columns: int) -> F32:
     """(rows, columns) weights by the operator's documented formula, independent of the grids: (code - zero) * scale."""
+    if matrix.operator == "SparseMatMul3Bits":
+        return _decode_columns(matrix, rows, columns)
     if matrix.bits == _OURS:
         return _decode_tiles(matrix, rows, columns)
     count = matrix.arrays["B"].shape[0]
@@ -89,6 +93,22 @@ def _decode_tiles(matrix: _Matrix, rows: slice, columns: int) -> F32:
     wide = scales.transpose(0, 2, 1).reshape(8 * count, -1).astype(np.float32)
     weights: F32 = codes[own, :columns].astype(np.float32) - np.float32(4)
     weights *= np.repeat(wide[own], matrix.block, axis=1)[:, :columns]
+    return weights
+
+
+def _decode_columns(matrix: _Matrix, rows: slice, columns: int) -> F32:
+    """As :func:`_decode`, for columns that lie one after the other (docs/int3.md)."""
+    data, scales = matrix.arrays["B"], matrix.arrays["scales"]
+    row = np.arange(rows.start, rows.stop)
+    plane = np.minimum(256, scales.shape[1] - row // 256 * 256) // 8
+    group, first = row % 256 // plane, row // 256 * 96 + row % 256 % plane
+    bits = np.zeros((3, len(row), data.shape[0]), np.uint8)
+    for bit in range(3):
+        places = np.array([at[bit] for at in _BITS])[group]
+        bits[bit] = data[:, first + places[:, 0] * plane].T >> places[:, 1][:, None] & 1
+    codes = bits[0] | bits[1] << 1 | bits[2] << 2
+    weights: F32 = codes[:, :columns].astype(np.float32) - np.float32(4)
+    weights *= np.repeat(scales.T[rows].astype(np.float32), matrix.block, axis=1)[:, :columns]
     return weights
 
 
@@ -143,3 +163,20 @@ def check_bytes(folder: Path, spec: Spec, plan: Plan, planned: Digests, *, tick:
         tick(tensor.hf)
     if missing:
         raise ParityError(f"the ONNX folder lacks the tensor {next(iter(missing))}", remedy="report this as a bug")
+    _check_thresholds(folder, spec, plan)
+
+
+def _check_thresholds(folder: Path, spec: Spec, plan: Plan) -> None:
+    by_node = tensors_of_nodes(spec)
+    nodes = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node
+    written = {
+        tensor.hf: attribute.f
+        for node in nodes for attribute in node.attribute if attribute.name == "threshold"
+        for tensor in by_node[node.name]
+    }  # fmt: skip
+    for entry in plan.entries:
+        if written.get(entry.tensor.hf, 0.0) != entry.threshold:
+            raise ParityError(
+                f"inputs of {entry.tensor.hf} are left out below {written.get(entry.tensor.hf, 0.0):g}",
+                expected=f"{entry.threshold:g}", remedy="report this as a bug",
+            )  # fmt: skip

@@ -16,6 +16,7 @@ from edgekit.export.digests import Digest, Digests
 from edgekit.grids import get
 from edgekit.grids.base import Quantized
 from edgekit.grids.threebit import ThreeBitGrid, portable
+from edgekit.grids.threebit_columns import SPARSE, sparse
 from edgekit.quantize.importance import Importance
 from edgekit.quantize.plan import Entry
 from edgekit.quantize.rounded import Rounded, pieces
@@ -96,7 +97,7 @@ class Store:
             self.planned[entry.tensor.hf] = found.text()
 
     def _tiles(self, name: str, entries: Sequence[Entry]) -> None:
-        """Tiles of eight rows do not end where a matrix does, so that the node is packed whole."""
+        """Tiles of eight rows, or columns, do not end where a matrix does, so that the node is packed whole."""
         grid, parts = get(entries[0].grid), list[Quantized]()
         for entry in entries:
             found = Digest()
@@ -127,8 +128,7 @@ class Store:
         """Pieces of the matrix."""
         name = entry.tensor.hf
         if (given := self.rounded.load(name)) is not None:
-            # Trained for edgekit's own operator, asked for as codes that stock onnxruntime reads.
-            yield from pieces(given if given.grid == entry.grid else portable(given), PIECE)
+            yield from pieces(_in_form(given, entry.grid), PIECE)
             return
         for piece in self.checkpoint.pieces(entry.tensor):
             yield get(entry.grid).quantize(piece, self.importance.get(name))
@@ -150,3 +150,10 @@ class Store:
         for key, value in (("location", DATA), ("offset", stored.offset), ("length", stored.length)):
             tensor.external_data.add(key=key, value=str(value))
         self.initializers[name] = tensor
+
+
+def _in_form(given: Quantized, grid: str) -> Quantized:
+    """Codes of a training for edgekit's own operator, asked for so, by columns, or as stock onnxruntime reads them."""
+    if given.grid == grid:
+        return given
+    return sparse(given) if grid.endswith(SPARSE) else portable(given)

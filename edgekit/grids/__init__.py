@@ -10,10 +10,11 @@ from edgekit.grids.base import Grid, Quantized
 from edgekit.grids.gguf import GGUF_GRIDS
 from edgekit.grids.onnx import ONNX_GRIDS, OnnxGrid
 from edgekit.grids.threebit import THREE_BIT_GRIDS
+from edgekit.grids.threebit_columns import SPARSE_GRIDS
 
 __all__ = ["GRIDS", "Grid", "Quantized", "get", "loaded_nbytes", "plugins"]
 
-GRIDS: dict[str, Grid] = {**GGUF_GRIDS, **ONNX_GRIDS, **THREE_BIT_GRIDS}
+GRIDS: dict[str, Grid] = {**GGUF_GRIDS, **ONNX_GRIDS, **THREE_BIT_GRIDS, **SPARSE_GRIDS}
 """The built-in grids by name."""
 
 

@@ -92,12 +92,8 @@ class ThreeBitGrid(OnnxGrid):
 
         Padding has code 4 and scale 0.
         """
-        codes, scales = self._stored_fields(quantized)
-        rows, columns = quantized.shape
-        tiles, blocks = -(-rows // TILE_ROWS), self.blocks(columns)
-        padding = ((0, tiles * TILE_ROWS - rows), (0, blocks * self.block - columns))
-        padded = np.pad(codes, padding, constant_values=self.zero_point)
-        halves = np.pad(scales, (padding[0], (0, 0)))
+        padded, halves = self._padded_fields(quantized, TILE_ROWS)
+        tiles, blocks = len(padded) // TILE_ROWS, halves.shape[1]
         return {
             "B": _joined(padded.reshape(tiles, TILE_ROWS, -1, _GROUPS, 4)),
             "scales": np.ascontiguousarray(halves.reshape(tiles, TILE_ROWS, blocks).transpose(0, 2, 1)),
@@ -110,19 +106,29 @@ class ThreeBitGrid(OnnxGrid):
             FileFormatError: also when the padding is not empty.
         """
         check_shape(self, shape)
-        rows, columns = shape
-        tiles, blocks = -(-rows // TILE_ROWS), self.blocks(columns)
-        data = _flat(packed, "B", np.uint8, (tiles, blocks * self.block // CHUNK_COLUMNS, CHUNK_BYTES))
-        halves = _flat(packed, "scales", np.float16, (tiles, blocks, TILE_ROWS))
+        tiles, blocks = -(-shape[0] // TILE_ROWS), self.blocks(shape[1])
+        data = flat(packed, "B", np.uint8, (tiles, blocks * self.block // CHUNK_COLUMNS, CHUNK_BYTES))
+        halves = flat(packed, "scales", np.float16, (tiles, blocks, TILE_ROWS))
+        codes = _split(data).reshape(tiles * TILE_ROWS, -1)
+        return self._unpadded(packed, shape, codes, halves.transpose(0, 2, 1).reshape(tiles * TILE_ROWS, blocks))
+
+    def _unpadded(self, packed: Arrays, shape: tuple[int, int], codes: U8, scales: F16) -> Quantized:
+        """The fields of padded codes and scales; what is padded must be empty."""
         if "zero_points" in packed:
             raise FileFormatError("'zero_points' were given", expected=f"none, because {self.name} is symmetric")
-        codes = _split(data).reshape(tiles * TILE_ROWS, -1)
-        scales = halves.transpose(0, 2, 1).reshape(tiles * TILE_ROWS, blocks)
+        rows, columns = shape
         empty = (codes[rows:] == self.zero_point).all() and (codes[:, columns:] == self.zero_point).all()
         if not empty or scales[rows:].view(np.uint16).any():
             raise FileFormatError("the padding of 'B' or 'scales' is not empty", expected="code 4 and scale 0")
-        fields = {"codes": codes[:rows, :columns].copy(), "scales": scales[:rows].copy()}
+        fields: dict[str, NDArray[Any]] = {"codes": codes[:rows, :columns].copy(), "scales": scales[:rows].copy()}
         return Quantized(self.name, shape, fields)
+
+    def _padded_fields(self, quantized: Quantized, least: int) -> tuple[U8, F16]:
+        """Codes (rows, columns) of whole blocks and scales (rows, blocks), rows a multiple of `least`."""
+        codes, scales = self._stored_fields(quantized)
+        rows, columns = quantized.shape
+        padding = ((0, -rows % least), (0, self.blocks(columns) * self.block - columns))
+        return np.pad(codes, padding, constant_values=self.zero_point), np.pad(scales, (padding[0], (0, 0)))
 
     def _stored_fields(self, quantized: Quantized) -> tuple[U8, F16]:
         """Codes (rows, columns) and scales (rows, blocks), checked."""
@@ -150,26 +156,36 @@ def _joined(codes: U8) -> U8:
     """Bytes (tiles, chunks, 96) of codes (tiles, 8 rows, chunks, 8 groups, 4 columns)."""
     tiles, _, chunks = codes.shape[:3]
     group = codes.transpose(3, 0, 2, 1, 4).reshape(_GROUPS, tiles, chunks, _PLANE)
-    out = np.empty((tiles, chunks, 3, _PLANE), np.uint8)
-    out[:, :, 0] = group[0] | (group[6] & 3) << 3 | group[1] << 5
-    out[:, :, 1] = group[2] | (group[7] & 3) << 3 | group[3] << 5
-    out[:, :, 2] = group[4] | (group[6] >> 2) << 3 | (group[7] >> 2) << 4 | group[5] << 5
-    return out.reshape(tiles, chunks, CHUNK_BYTES)
+    return planes(group).reshape(tiles, chunks, CHUNK_BYTES)
 
 
 def _split(data: U8) -> U8:
     """Codes (tiles, 8 rows, chunks, 8 groups, 4 columns) of bytes; inverse of :func:`_joined`."""
     tiles, chunks = data.shape[:2]
-    a, b, c = np.moveaxis(data.reshape(tiles, chunks, 3, _PLANE), 2, 0)
-    groups = (
-        *(a & 7, a >> 5, b & 7, b >> 5, c & 7, c >> 5),
-        (a >> 3 & 3) | (c >> 3 & 1) << 2,
-        (b >> 3 & 3) | (c >> 4 & 1) << 2,
+    groups = groups_of(data.reshape(tiles, chunks, 3, _PLANE))
+    return groups.reshape(_GROUPS, tiles, chunks, TILE_ROWS, 4).transpose(1, 3, 2, 0, 4)
+
+
+def planes(group: U8) -> U8:
+    """Three planes of bytes (…, 3, n) that hold eight groups of 3-bit codes (8, …, n)."""
+    return np.stack(
+        (
+            group[0] | (group[6] & 3) << 3 | group[1] << 5,
+            group[2] | (group[7] & 3) << 3 | group[3] << 5,
+            group[4] | (group[6] >> 2) << 3 | (group[7] >> 2) << 4 | group[5] << 5,
+        ),
+        axis=-2,
     )
-    return np.stack(groups).reshape(_GROUPS, tiles, chunks, TILE_ROWS, 4).transpose(1, 3, 2, 0, 4)
 
 
-def _flat(packed: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+def groups_of(data: U8) -> U8:
+    """Inverse of :func:`planes`."""
+    a, b, c = np.moveaxis(data, -2, 0)
+    whole = (a & 7, a >> 5, b & 7, b >> 5, c & 7, c >> 5)
+    return np.stack((*whole, (a >> 3 & 3) | (c >> 3 & 1) << 2, (b >> 3 & 3) | (c >> 4 & 1) << 2))
+
+
+def flat(packed: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
     """The array `name` of a file, of any shape, as `shape`."""
     return stored(packed, name, dtype, int(np.prod(shape))).reshape(shape)
 

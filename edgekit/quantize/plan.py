@@ -26,6 +26,8 @@ class Entry:
     nbytes: int
     reason: str = ""
     """Why the grid is not of the requested bits; empty when it is."""
+    threshold: float = 0.0
+    """Inputs of smaller magnitude count as zero, and their weights are not read; only a sparse grid takes one."""
 
     @property
     def bits(self) -> float:
@@ -58,6 +60,8 @@ class Plan:
     """Digest of that map."""
     gap: float = 0.0
     """How far the choice may be from the best one, relative; 0: it is the best."""
+    active: float | None = None
+    """Share of the linear layers' connections that fire on calibration text; None: all, inputs have no thresholds."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -116,7 +120,8 @@ class Plan:
             file_bits: bits per weight counted from a written file; None: of the planned tensors.
         """
         if self.budget:
-            return f"{self.budget} requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
+            text = f"{self.budget} requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
+            return text + self._fires
         text = f"{self.bits} bits requested, {file_bits or self.effective_bits:.2f} bits per weight in the file"
         if self.honest_share < 1:
             text += (
@@ -125,7 +130,11 @@ class Plan:
             text += f"not a {self.bits}-bit model"
         elif any(get(e.grid).stored_bits > get(e.grid).nominal_bits for e in self.entries):
             text += f"; portable: its {self.bits}-bit codes are stored in 4 bits each: 3-bit quality at 4-bit size"
-        return text
+        return text + self._fires
+
+    @property
+    def _fires(self) -> str:
+        return "" if self.active is None else f"; {self.active:.0%} of the linear layers' connections are to fire"
 
 
 def read_per_token(plan: Plan, entry: Entry) -> int:

@@ -24,7 +24,7 @@ from edgekit.making import making
 from edgekit.progress import Progress, Quiet
 from edgekit.threebit import headers
 
-DOMAIN, OPERATOR, LOOKUP, VERSION = "edgekit", "MatMul3Bits", "Gather3Bits", 1
+DOMAIN, OPERATOR, SPARSE, LOOKUP, VERSION = "edgekit", "MatMul3Bits", "SparseMatMul3Bits", "Gather3Bits", 1
 """What a graph calls the operators."""
 SOURCES = Path(__file__).parents[1] / "native"
 """CMakeLists.txt and the C++ sources."""

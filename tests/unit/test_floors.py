@@ -18,7 +18,7 @@ FLOORS = {
     "emulator": 4, "devices": 4, "bench": 5, "bench_report": 6, "crossbuild": 5, "original": 5, "records": 5,
     "weighing": 6, "steps": 6, "rounding": 6, "mapping": 6, "refining": 6, "building": 6, "contradictions": 6,
     "condensing": 6, "surviving": 7, "surviving_artefacts": 6, "dispersing": 6, "disperse_stage": 6, "against": 6,
-    "counting": 6, "economizing": 7, "opened": 7, "api": 8,
+    "counting": 6, "skipping": 6, "economizing": 7, "opened": 7, "api": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "optimum", "accelerate", "safetensors", "onnxruntime_genai"}

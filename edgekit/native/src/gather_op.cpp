@@ -11,7 +11,7 @@ class GatherNode {
  public:
   static constexpr const char* kName = "Gather3Bits";
 
-  GatherNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info) {}
+  GatherNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info, Layout::kTiles) {}
 
   const OrtApi& api() const { return packed_.api(); }
 

@@ -43,6 +43,8 @@ int32_t offset_of(int32_t sum) {
 
 #include "x86_loops.h"
 
+#include "x86_columns.h"
+
 namespace edgekit {
 namespace {
 
@@ -57,7 +59,7 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvx2 = {"avx2", supported, quantize, multiply};
+const Kernel kAvx2 = {"avx2", supported, quantize, multiply, multiply_columns};
 
 }  // namespace edgekit
 

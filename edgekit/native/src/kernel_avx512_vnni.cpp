@@ -34,6 +34,8 @@ int32_t offset_of(int32_t sum) { return -kZeroPoint * sum; }
 
 #include "x86_loops.h"
 
+#include "x86_columns.h"
+
 namespace edgekit {
 namespace {
 
@@ -45,7 +47,7 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvx512Vnni = {"avx512-vnni", supported, quantize, multiply};
+const Kernel kAvx512Vnni = {"avx512-vnni", supported, quantize, multiply, multiply_columns};
 
 }  // namespace edgekit
 

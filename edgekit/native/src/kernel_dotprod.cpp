@@ -49,6 +49,8 @@ EDGEKIT_TARGET EDGEKIT_INLINE int32x4x2_t dots(const Codes& low, const Codes& hi
 
 #include "neon_loops.h"
 
+#include "neon_columns.h"
+
 namespace edgekit {
 namespace {
 
@@ -56,7 +58,7 @@ bool supported() { return (getauxval(AT_HWCAP) & kHasDotprod) != 0; }
 
 }  // namespace
 
-const Kernel kDotprod = {"dotprod", supported, quantize, multiply};
+const Kernel kDotprod = {"dotprod", supported, quantize, multiply, multiply_columns};
 
 }  // namespace edgekit
 

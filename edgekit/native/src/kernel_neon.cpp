@@ -40,6 +40,8 @@ EDGEKIT_INLINE int32x4x2_t dots(const Codes& low, const Codes& high, int8x16x2_t
 
 #include "neon_loops.h"
 
+#include "neon_columns.h"
+
 namespace edgekit {
 namespace {
 
@@ -47,7 +49,7 @@ bool supported() { return true; }  // Advanced SIMD belongs to 64-bit ARM Linux
 
 }  // namespace
 
-const Kernel kNeon = {"neon", supported, quantize, multiply};
+const Kernel kNeon = {"neon", supported, quantize, multiply, multiply_columns};
 
 }  // namespace edgekit
 

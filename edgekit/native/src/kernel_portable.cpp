@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 namespace edgekit {
 namespace {
@@ -74,8 +75,13 @@ void multiply(const Weights& weights, const Activations& activations, Range tile
 bool always() { return true; }
 
 }  // namespace
+}  // namespace edgekit
 
-const Kernel kPortable = {"portable", always, quantize, multiply};
+#include "columns_portable.h"
+
+namespace edgekit {
+
+const Kernel kPortable = {"portable", always, quantize, multiply, multiply_columns};
 
 Scaling scaling_of(uint32_t most_bits) {
   if (most_bits >= kInfinity) {
@@ -151,6 +157,39 @@ void multiply_float(const Weights& weights, const float* x, size_t rows, Range t
         }
       }
       store_rows(weights, sums, first, std::min(kTileRows, weights.rows - first), y + m * weights.rows);
+    }
+  }
+}
+
+void multiply_columns_float(const Columns& weights, const float* x, size_t rows, Range units, float* y) {
+  for (size_t unit = units.begin; unit < units.end; ++unit) {
+    const size_t first = unit * kUnitRows;
+    const size_t count = std::min(kUnitRows, weights.rows - first);
+    std::vector<float> sums(rows * kUnitRows);
+    float column_of_w[kUnitRows];
+    for (size_t column = 0; column < weights.columns; ++column) {
+      const uint16_t* scales = weights.scales + column / weights.block * weights.padded_rows() + first;
+      bool unpacked = false;
+      for (size_t m = 0; m < rows; ++m) {
+        const float value = x[m * weights.columns + column];
+        if (value == 0.0F) {
+          continue;
+        }
+        for (size_t i = 0; i < count && !unpacked; ++i) {
+          const int code = static_cast<int>(code_at(weights, first + i, column)) - kZeroPoint;
+          column_of_w[i] = static_cast<float>(code) * half_to_float(scales[i]);
+        }
+        unpacked = true;
+        for (size_t i = 0; i < count; ++i) {
+          sums[m * kUnitRows + i] += column_of_w[i] * value;
+        }
+      }
+    }
+    for (size_t m = 0; m < rows; ++m) {
+      for (size_t i = 0; i < count; ++i) {
+        y[m * weights.rows + first + i] =
+            sums[m * kUnitRows + i] + (weights.bias == nullptr ? 0.0F : weights.bias[first + i]);
+      }
     }
   }
 }

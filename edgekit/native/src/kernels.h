@@ -53,6 +53,9 @@ struct Range {
   size_t end;
 };
 
+struct Columns;
+struct Chosen;
+
 // All kernels yield the same bits: whole numbers are exact, and floats are summed chunk by chunk in one order, each
 // step one fused multiply-add of the whole number and the rounded product of both scales.
 struct Kernel {
@@ -62,6 +65,8 @@ struct Kernel {
   void (*quantize)(const float* x, size_t chunks, int8_t* codes, Step* steps);
   // y (activations.rows, weights.rows), the columns of the given tiles of W.
   void (*multiply)(const Weights& weights, const Activations& activations, Range tiles, float* y);
+  // The same for a matrix that is packed by columns (columns.h), the given units of its rows.
+  void (*multiply_columns)(const Columns& weights, const Chosen& activations, Range units, float* y);
 };
 
 // Those that this processor runs, the fastest first.

@@ -1,4 +1,5 @@
-// The operator edgekit::MatMul3Bits.
+// The operators edgekit::MatMul3Bits and edgekit::SparseMatMul3Bits.
+#include <cmath>
 #include <cstdlib>
 
 #include "matmul.h"
@@ -15,12 +16,55 @@ const Kernel& chosen_kernel() {
   return kernel_named(name == nullptr ? "" : name);
 }
 
+// How a node multiplies, and what it has besides.
+struct Dense {
+  static constexpr const char* kName = "MatMul3Bits";
+  static constexpr Layout kLayout = Layout::kTiles;
+  using Matrix = Weights;
+
+  Dense(const OrtApi& /*api*/, const OrtKernelInfo& /*info*/) {}
+
+  static Matrix matrix(const Packed& packed, const OrtKernelContext* context, std::vector<uint16_t>& scales) {
+    return packed.weights(context, scales);
+  }
+
+  void multiply(const Matrix& weights, const Kernel& kernel, Accuracy accuracy, const float* x, size_t rows,
+                size_t /*sequence*/, float* y, const Parallel& parallel) const {
+    matmul(weights, kernel, accuracy, x, rows, y, parallel);
+  }
+};
+
+struct Sparse {
+  static constexpr const char* kName = "SparseMatMul3Bits";
+  static constexpr Layout kLayout = Layout::kColumns;
+  using Matrix = Columns;
+
+  Sparse(const OrtApi& api, const OrtKernelInfo& info) : threshold(float_attribute_or(api, info, "threshold", 0)) {
+    if (!(threshold >= 0) || std::isinf(threshold)) {
+      refuse("threshold is " + std::to_string(threshold), "0 or a positive number");
+    }
+  }
+
+  static Matrix matrix(const Packed& packed, const OrtKernelContext* context, std::vector<uint16_t>& scales) {
+    return packed.by_columns(context, scales);
+  }
+
+  void multiply(const Matrix& weights, const Kernel& kernel, Accuracy accuracy, const float* x, size_t rows,
+                size_t sequence, float* y, const Parallel& parallel) const {
+    matmul_columns(weights, kernel, accuracy, {threshold, sequence}, x, rows, y, parallel);
+  }
+
+  float threshold;  // activations of smaller magnitude are zero
+};
+
 // One node of a graph.
+template <typename Form>
 class MatMulNode {
  public:
-  static constexpr const char* kName = "MatMul3Bits";
+  static constexpr const char* kName = Form::kName;
 
-  MatMulNode(const OrtApi& api, const OrtKernelInfo& info) : packed_(api, info), kernel_(chosen_kernel()) {
+  MatMulNode(const OrtApi& api, const OrtKernelInfo& info)
+      : packed_(api, info, Form::kLayout), form_(api, info), kernel_(chosen_kernel()) {
     const int64_t level = attribute_or(api, info, "accuracy_level", 4);
     if (level != 0 && level != 4) {
       refuse("accuracy_level is " + std::to_string(level), "0 (float32 activations) or 4 (activations in 8 bits)");
@@ -42,7 +86,7 @@ class MatMulNode {
     const OrtValue* x = input_of(api(), context, kFirst);
     std::vector<uint16_t> scales;
     std::vector<float> bias;
-    Weights weights = packed_.weights(context, scales);
+    typename Form::Matrix weights = Form::matrix(packed_, context, scales);
     if (biased_) {
       weights.bias = bias_.empty() ? aligned(api(), input_of(api(), context, kBias), weights.rows, bias) : bias_.data();
     }
@@ -51,6 +95,7 @@ class MatMulNode {
       refuse("the activations have shape " + text_of(shape), "K = " + std::to_string(weights.columns) + " at its end");
     }
     const size_t rows = count_of(shape, shape.size() - 1);
+    const size_t sequence = shape.size() < 2 ? 1 : static_cast<size_t>(shape[shape.size() - 2]);
     shape.back() = static_cast<int64_t>(weights.rows);
     OrtValue* y = nullptr;
     check(api(), api().KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
@@ -63,7 +108,7 @@ class MatMulNode {
       parallel_for(api(), context, count, work);
     };
     into(api(), y, rows * weights.rows,
-         [&](float* out) { matmul(weights, kernel_, accuracy_, from, rows, out, parallel); });
+         [&](float* out) { form_.multiply(weights, kernel_, accuracy_, from, rows, sequence, out, parallel); });
   }
 
  private:
@@ -75,16 +120,16 @@ class MatMulNode {
   }
 
   Packed packed_;
+  Form form_;
   const Kernel& kernel_;
   Accuracy accuracy_ = Accuracy::kInt8;
   bool biased_ = false;
   std::vector<float> bias_;  // empty where the initializer lies aligned
 };
 
-}  // namespace
-
-OrtCustomOp matmul_operator() {
-  OrtCustomOp op = operator_of<MatMulNode>();
+template <typename Form>
+OrtCustomOp operator_in() {
+  OrtCustomOp op = operator_of<MatMulNode<Form>>();
   op.GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kBias + 1}; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
     return type_of_input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
@@ -94,5 +139,11 @@ OrtCustomOp matmul_operator() {
   };
   return op;
 }
+
+}  // namespace
+
+OrtCustomOp matmul_operator() { return operator_in<Dense>(); }
+
+OrtCustomOp sparse_matmul_operator() { return operator_in<Sparse>(); }
 
 }  // namespace edgekit

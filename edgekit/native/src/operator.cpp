@@ -35,7 +35,7 @@ constexpr const char* kDomain = "edgekit";
 // and each has an interface of its own. It keeps pointers into the domain as long as any session lives, and may be
 // unloaded before this library: so domains are never released, nor is what holds them.
 OrtCustomOpDomain* domain_of(const OrtApi& api) {
-  static const OrtCustomOp ops[] = {matmul_operator(), gather_operator()};
+  static const OrtCustomOp ops[] = {matmul_operator(), sparse_matmul_operator(), gather_operator()};
   static std::mutex lock;
   static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>();
   const std::lock_guard<std::mutex> held(lock);

@@ -6,6 +6,7 @@
 namespace edgekit {
 
 OrtCustomOp matmul_operator();
+OrtCustomOp sparse_matmul_operator();
 OrtCustomOp gather_operator();
 
 // What all tables have in common: one output, version 1, on the CPU.

@@ -172,6 +172,24 @@ inline int64_t attribute_or(const OrtApi& api, const OrtKernelInfo& info, const 
   return fallback;
 }
 
+// A number, `fallback` where there is none.
+inline float float_attribute_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, float fallback) {
+  float value = 0;
+  OrtStatus* status = api.KernelInfoGetAttribute_float(&info, name, &value);
+  if (status == nullptr) {
+    return value;
+  }
+  api.ReleaseStatus(status);
+  int64_t whole = 0;
+  OrtStatus* other = api.KernelInfoGetAttribute_int64(&info, name, &whole);
+  const bool found = other == nullptr || has_other(api, info, name);
+  api.ReleaseStatus(other);
+  if (found) {
+    refuse(std::string("the attribute ") + name + " is no float", "a float");
+  }
+  return fallback;
+}
+
 inline size_t size_attribute(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
   const int64_t value = attribute(api, info, name);
   if (value < 1 || value > kMostSize) {

@@ -2,7 +2,7 @@
 
 namespace edgekit {
 
-Packed::Packed(const OrtApi& api, const OrtKernelInfo& info) : api_(api) {
+Packed::Packed(const OrtApi& api, const OrtKernelInfo& info, Layout layout) : api_(api), layout_(layout) {
   weights_.columns = size_attribute(api, info, "K");
   weights_.rows = size_attribute(api, info, "N");
   if (const int64_t bits = attribute(api, info, "bits"); bits != 3) {
@@ -13,13 +13,38 @@ Packed::Packed(const OrtApi& api, const OrtKernelInfo& info) : api_(api) {
     refuse("block_size is " + std::to_string(block), "32 or 64");
   }
   weights_.block = static_cast<size_t>(block);
-  const auto tiles = static_cast<int64_t>(weights_.tiles());
-  expect_shape(api_, "B (packed weights)", constant(info, kCodes, "B (packed weights)"),
-               {tiles, static_cast<int64_t>(weights_.chunks()), static_cast<int64_t>(kChunkBytes)});
+  expect_shape(api_, "B (packed weights)", constant(info, kCodes, "B (packed weights)"), codes_shape());
   const OrtValue* scales = constant(info, kScales, "scales");
-  expect_shape(api_, "scales", scales,
-               {tiles, static_cast<int64_t>(weights_.blocks()), static_cast<int64_t>(kTileRows)});
+  expect_shape(api_, "scales", scales, scales_shape());
   aligned(api_, scales, scale_count(), scales_);
+}
+
+std::vector<int64_t> Packed::codes_shape() const {
+  if (layout_ == Layout::kColumns) {
+    const Columns columns = {nullptr, nullptr, nullptr, weights_.rows, weights_.columns, weights_.block};
+    return {static_cast<int64_t>(weights_.chunks() * kChunkColumns), static_cast<int64_t>(columns.column_bytes())};
+  }
+  return {static_cast<int64_t>(weights_.tiles()), static_cast<int64_t>(weights_.chunks()),
+          static_cast<int64_t>(kChunkBytes)};
+}
+
+std::vector<int64_t> Packed::scales_shape() const {
+  const auto blocks = static_cast<int64_t>(weights_.blocks());
+  if (layout_ == Layout::kColumns) {
+    const Columns columns = {nullptr, nullptr, nullptr, weights_.rows, weights_.columns, weights_.block};
+    return {blocks, static_cast<int64_t>(columns.padded_rows())};
+  }
+  return {static_cast<int64_t>(weights_.tiles()), blocks, static_cast<int64_t>(kTileRows)};
+}
+
+size_t Packed::scale_count() const {
+  const std::vector<int64_t> shape = scales_shape();
+  return count_of(shape, shape.size());
+}
+
+Columns Packed::by_columns(const OrtKernelContext* context, std::vector<uint16_t>& scales) const {
+  const Weights held = weights(context, scales);
+  return {held.codes, held.scales, nullptr, held.rows, held.columns, held.block};
 }
 
 Weights Packed::weights(const OrtKernelContext* context, std::vector<uint16_t>& scales) const {

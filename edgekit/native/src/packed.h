@@ -1,12 +1,13 @@
 // The packed matrix of a node: its attributes and its initializers, checked once.
 #pragma once
 
+#include "columns.h"
 #include "kernels.h"
 #include "ort.h"
 
 namespace edgekit {
 
-// Inputs that both operators have; the first one differs.
+// Inputs that the operators have; the first one differs.
 enum Input : size_t { kFirst, kCodes, kScales, kBias };
 
 // Type of an input: that of the packed matrix's parts, `other` for the rest.
@@ -16,10 +17,13 @@ inline ONNXTensorElementDataType type_of_input(size_t index, ONNXTensorElementDa
                             : other;
 }
 
+// How a matrix lies in the file: tiles of rows (Weights), or its columns one after the other (Columns).
+enum class Layout { kTiles, kColumns };
+
 class Packed {
  public:
   // Throws std::invalid_argument where an attribute or an initializer is not what docs/int3.md says.
-  Packed(const OrtApi& api, const OrtKernelInfo& info);
+  Packed(const OrtApi& api, const OrtKernelInfo& info, Layout layout);
 
   const OrtApi& api() const { return api_; }
   size_t rows() const { return weights_.rows; }
@@ -28,13 +32,19 @@ class Packed {
   // The matrix without a bias; `scales` holds a copy of what does not lie aligned.
   Weights weights(const OrtKernelContext* context, std::vector<uint16_t>& scales) const;
 
+  // The same for Layout::kColumns.
+  Columns by_columns(const OrtKernelContext* context, std::vector<uint16_t>& scales) const;
+
   // A tensor that must be stored in the model.
   const OrtValue* constant(const OrtKernelInfo& info, size_t index, const char* name) const;
 
  private:
-  size_t scale_count() const { return weights_.tiles() * weights_.blocks() * kTileRows; }
+  std::vector<int64_t> codes_shape() const;
+  std::vector<int64_t> scales_shape() const;
+  size_t scale_count() const;
 
   const OrtApi& api_;
+  const Layout layout_;
   Weights weights_ = {};
   std::vector<uint16_t> scales_;  // empty where the initializer lies aligned
 };
