@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.coherence_table import replace
-from benchmarks.dispersion import bent, file_effects, pairs
+from benchmarks.dispersion import bent, continued_table, file_effects, pairs
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import JUDGED, decisions
 from benchmarks.dispersion.effects import BASE, CHANGES, Effect, effect, fitted, points, table
@@ -183,6 +183,8 @@ def main() -> None:
         replace(options.write, "bent", again)
         replace(options.write, "pairs", pairs.table(found))
         replace(options.write, "models", models(found))
+        if arms := continued_table.records(options.results):
+            replace(options.write, "continued", continued_table.table(arms))
         if real := file_effects.twins(options.results):
             replace(options.write, "files", file_effects.table(real))
     if options.pictures:

@@ -197,8 +197,8 @@ def check_logits(
             planned = _planned_logits(checkpoint, built, torch_engine, sequences)
         allowed = parity.ACTIVATION_LIMIT
         if limits:
-            # What activations in 8 bits put on the other side of a threshold puts more there in the layers behind, until
-            # the two agree no better than any two roundings of the thresholds; which ones are in the file is checked.
+            # What activations in 8 bits put on the other side of a threshold puts more there in the layers behind, so
+            # that two right engines part. That the file has the plan's thresholds has been checked with its bytes.
             whole = _planned_logits(checkpoint, built, torch_engine, sequences)
             allowed += parity.mean_kl(planned, whole, sequences, np.inf, "")
         cost = parity.mean_kl(

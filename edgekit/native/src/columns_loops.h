@@ -62,12 +62,13 @@ EDGEKIT_TARGET void add_chunk(const Columns& weights, const Chosen& x, size_t ch
         codes[m][i] = x.codes[m * weights.chunks() * kChunkColumns + column];
       }
     }
+    for (size_t i = 0; i < kBatch; ++i) {
+      for (size_t byte = units.begin * kUnitBytes; byte < std::min(units.end * kUnitBytes, size); byte += 64) {
+        __builtin_prefetch(next[i] + byte);
+      }
+    }
     for (size_t unit = units.begin; unit < units.end; ++unit) {
       int16_t* to = sums + (unit - units.begin) * x.rows * kUnitRows;
-      for (size_t i = 0; i < kBatch; ++i) {
-        __builtin_prefetch(next[i] + unit * kUnitBytes);
-        __builtin_prefetch(next[i] + unit * kUnitBytes + kUnitBytes - 1);
-      }
       if (weights.plane_bytes(unit) == kPlaneBytes) {
         const uint8_t* const at_unit[kBatch] = {columns[0] + unit * kUnitBytes, columns[1] + unit * kUnitBytes,
                                                 columns[2] + unit * kUnitBytes, columns[3] + unit * kUnitBytes};
