@@ -1,6 +1,7 @@
 """Really compiled runtimes for tests: minutes the first time, so each is made once for all tests of a run.
 
-With $EDGEKIT_TEST_RUNTIME_CACHE, a cache folder, each is made once for all runs.
+With $EDGEKIT_TEST_RUNTIME_CACHE, a cache folder, each is made once for all runs. `python tests/native_runtime.py
+TARGET` makes one ahead of the tests.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,7 @@ def _link(source: str, place: str) -> None:
         return
     except OSError:  # another disk
         shutil.copy2(source, place)
+
+
+if __name__ == "__main__":
+    native(sys.argv[1])
