@@ -20,7 +20,7 @@ ODD_TEXT = (
     "", " ", "\0", "\x1b[31mred\x1b[0m", "a\nb", "\u202etxt.exe", "\ud800", "\ufeff", "../../etc/passwd", "/etc/passwd",
     "C:\\x", "a" * 300, "\U0001f9ff" * 70, "__class__", "nan", "%n%s", "{0}", "$(id)", "-1", "1e999", "é", "e\u0301",
 )  # fmt: skip
-_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits", "Gather3Bits")
+_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bits", "SparseMatMul3Bits", "Gather3Bits")
 ODD_BYTES = (
     b"", b"\0", b"\xff", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r", b"\n\n", b"{" * 40,
 )  # fmt: skip

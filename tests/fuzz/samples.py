@@ -193,6 +193,7 @@ def onnx_model() -> bytes:
         make.make_node("MatMulNBits", ["y", "codes", "scales"], ["z"], K=64, N=8, **settings),
         make.make_node("Gather3Bits", ["ids", "codes", "scales"], ["u"], K=64, N=8, **own),
         make.make_node("MatMul3Bits", ["u", "codes", "scales"], ["v"], K=64, N=8, **own),
+        make.make_node("SparseMatMul3Bits", ["v", "codes", "scales"], ["w"], K=64, N=8, threshold=0.5, **own),
     ]
     data: bytes = make.make_model(make.make_graph(nodes, "g", [], [], weights)).SerializeToString()
     return data

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dispersion import arms, artefacts, bent, file_effects, pairs, run, text, twins
+from benchmarks.dispersion import (
+    arms,
+    artefacts,
+    bent,
+    continued,
+    continued_table,
+    file_effects,
+    pairs,
+    run,
+    text,
+    twins,
+)
 from benchmarks.dispersion.analyse import effects, models, names, records
 from benchmarks.dispersion.arms import ARMS
 from benchmarks.dispersion.decide import JUDGED, decisions, seeds_needed, verdict
@@ -314,3 +325,29 @@ def test_records_make_tables(tmp_path: Path) -> None:
     assert names(found) == ["ce+lawa", "spread-2", "spread-2+lawa"]
     assert effects(found)["spread-2", "nearest-4"].ratio == pytest.approx(0.5, rel=0.05)
     assert "| `spread-2` | 1 | to zero | 2 | 5.100 |" in models(found)
+
+
+def _arm(name: str, **changes: float) -> continued.Arm:
+    rows = tuple(
+        continued.Row(change=change, kl_parent=kl, kl_own=kl / 2, ce=3.5, seq_rep_4=0.25, sample="")
+        for change, kl in changes.items()
+    )
+    return continued.Arm(
+        name=name, model="m", model_sha256="", tokens=1, text_sha256="", evaluation_sha256="",
+        mean_cosine=(0.1, 0.5, 0.4), minutes=1.0, rows=rows,
+    )  # fmt: skip
+
+
+def test_part_b_makes_tables(tmp_path: Path) -> None:
+    rounded = {"nearest-4": 0.4, "gptq-4": 0.2, "nearest-3": 1.2, "gptq-3": 0.6}
+    for arm in (_arm("ce", none=0.1, **rounded), _arm("distilled-3", none=0.5)):
+        (tmp_path / f"continued-{arm.name}.json").write_bytes(msgspec.json.encode(arm))
+    first, second = continued_table.table(continued_table.records(tmp_path)).split("\n\n")
+    assert first.splitlines()[2:] == [
+        "| `ce` | 3.500 | 0.100 | 0.2000 | 0.1000 | 0.6000 | 0.3000 | 0.25 | 0.25 | 0.50, 0.40 |"
+    ]
+    assert second.splitlines()[2:] == [
+        "| 4 | `ce`, nearest | 0.400 | 3.500 | 0.25 |", "| 4 | `ce`, gptq | 0.200 | 3.500 | 0.25 |",
+        "| 3 | `ce`, nearest | 1.200 | 3.500 | 0.25 |", "| 3 | `ce`, gptq | 0.600 | 3.500 | 0.25 |",
+        "| 3 | `distilled-3` | 0.500 | 3.500 | 0.25 |",
+    ]  # fmt: skip

@@ -288,12 +288,14 @@ def test_edgekits_own_operators(tmp_path: Path, capsys: pytest.CaptureFixture[st
         make.make_node("Gather3Bits", ["ids", "codes", "scales"], ["x"], **whole),
         make.make_node("MatMul3Bits", ["x", "codes", "scales"], ["y"], **whole),
         make.make_node("MatMul3Bits", ["y", "codes", "scales"], ["z"], domain="edgekit", K=64, N=8),
+        make.make_node("SparseMatMul3Bits", ["z", "codes", "scales"], ["u"], threshold=0.5, **whole),
     ]
     path = tmp_path / "model.onnx"
     path.write_bytes(make.make_model(make.make_graph(nodes, "g", [], [], tensors)).SerializeToString())
     rows = found(capsys, path)["tables"]["quantized"]
     assert {(row["operator"], row["bits"], row["block"], row["parameters"]) for row in rows} == {
         ("Gather3Bits", 3, 32, 512), ("MatMul3Bits", 3, 32, 512), ("MatMul3Bits", 3, 0, 512),
+        ("SparseMatMul3Bits", 3, 32, 512),
     }  # fmt: skip
 
 
