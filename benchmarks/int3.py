@@ -87,8 +87,8 @@ def graph(
     return bytes(model.SerializeToString())
 
 
-def runner(model: bytes, custom: Path | None, x: NDArray[Any], threads: int, work: int) -> Run:
-    """Measures one side: 10**9 multiplications a second, over at least SECONDS."""
+def runner(model: bytes, custom: Path | None, given: Sequence[NDArray[Any]], threads: int, work: int) -> Run:
+    """Measures one side: 10**9 multiplications a second, over at least SECONDS, with `given` activations in turns."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -103,10 +103,10 @@ def runner(model: bytes, custom: Path | None, x: NDArray[Any], threads: int, wor
     def once() -> float:
         # The other side's idle threads spin for a while before they sleep, and would take a processor from this one.
         time.sleep(SETTLING if threads > 1 else 0)
-        session.run(None, {"x": x})
+        session.run(None, {"x": given[0]})
         times, start = 0, clock()
         while (taken := clock() - start) < SECONDS:
-            session.run(None, {"x": x})
+            session.run(None, {"x": given[times % len(given)]})
             times += 1
         return times * work / taken / 1e9
 
@@ -121,7 +121,7 @@ def row(shape: tuple[int, int], rows: int, block: int, threads: int, custom: Pat
     work = nodes * weights * rows
     ours = graph(shape, library.OPERATOR, library.DOMAIN, our_matrix(shape, block), 3, block, nodes)
     theirs = graph(shape, "MatMulNBits", "com.microsoft", their_matrix(shape), 4, 32, nodes)
-    found = pairs(runner(ours, custom, x, threads, work), runner(theirs, None, x, threads, work), count, warmup)
+    found = pairs(runner(ours, custom, [x], threads, work), runner(theirs, None, [x], threads, work), count, warmup)
     return Row(
         title=f"{rows} x {shape[1]} by {shape[0]} x {shape[1]}, blocks of {block}, {threads} thread"
         + "s" * (threads > 1),
