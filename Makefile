@@ -44,7 +44,7 @@ demo: $(VENV)/.build ## Build SmolLM2-135M for a Raspberry Pi 5, show its cohere
 	$(BIN)/edgekit run dist/smollm2-135m.rpi5 "What is a Raspberry Pi? Answer in one sentence." --engine onnx --max-tokens 60
 
 test: $(VENV)/.dev ## Run the unit and integration tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=30 --numprocesses logical --dist loadgroup tests/unit tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=30 --numprocesses logical --dist loadfile tests/fuzz tests/unit
 	$(BIN)/python -m pytest --durations=30 tests/integration
 
 lint: $(VENV)/.dev ## ruff and mypy --strict

@@ -59,7 +59,6 @@ def tallies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tally]:
     return {tally["parser"]: tally for tally in found}
 
 
-@pytest.mark.xdist_group("fuzz")  # so that one process of several runs them all, once
 @pytest.mark.parametrize("parser", PARSERS)
 def test_damaged_files_are_read_or_refused(parser: str, tallies: dict[str, Tally]) -> None:
     judge(tallies[parser], EVERY_RUN)
