@@ -16,7 +16,7 @@ import bench_results  # noqa: E402
 import tiny_families  # noqa: E402
 from conftest import Cli  # noqa: E402
 
-from edgekit import api, economizing  # noqa: E402
+from edgekit import api, economizing, skipping  # noqa: E402
 from edgekit.bench.result import to_json  # noqa: E402
 from edgekit.bundle import manifest  # noqa: E402
 from edgekit.checkpoint.source import resolve  # noqa: E402
@@ -138,7 +138,7 @@ def test_a_format_has_damage_and_bytes_of_its_own(llama: Path) -> None:
 def test_what_was_measured_is_kept(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.economy(llama, shares=[0.25], options=OPTIONS)
     monkeypatch.setattr(metrics, "evaluate", None)
-    monkeypatch.setattr(economizing, "inputs", None)
+    monkeypatch.setattr(skipping, "inputs", None)
     assert api.economy(llama, shares=[0.25], options=OPTIONS) == first
 
 
