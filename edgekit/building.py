@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from edgekit import cache, disperse_stage, mapping, refining, skipping, steps, weighing
+from edgekit import cache, disperse_stage, mapping, refining, steps, weighing
 from edgekit.bundle import bundle as bundles
 from edgekit.bundle import manifest
 from edgekit.bundle.said import seal_said
@@ -128,7 +128,10 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
     trained.places(checkpoint)  # what is wrong with them is told before anything is made
     planned = (plans if options.budget is None else _refuse_unmet)(checkpoint, target, options)
     disperse_stage.refuse(planned, options)
-    skipping.refuse(planned, options)
+    if options.active is not None:
+        from edgekit import skipping  # brings PyTorch, which a build out of the cache does without
+
+        skipping.refuse(planned, options)
     with whole_folder(out, force=options.force) as folder, _work(checkpoint, folder, out, options, watch) as work:
         sources = {container: steps.converted(work, container) for container in options.formats}
         planned = _all_plans(work, planned, sources, target) if options.budget is None else []
@@ -137,6 +140,8 @@ def build(checkpoint: Checkpoint, target: Target, out: Path, options: Options, p
         importance = weighing.importance(work, texts)
         sealed, digest = steps.sealed(work, texts)
         if options.active is not None:
+            from edgekit import skipping
+
             planned = [skipping.gated_plan(work, plan, texts, options.active) for plan in planned]
         with disperse_stage.makers(work, planned, texts, importance, sealed, digest, SAMPLES) as makers:
             made = [_artefact(makers[plan.container], plan, sources[plan.container]) for plan in planned]

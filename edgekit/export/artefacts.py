@@ -14,7 +14,6 @@ import numpy as np
 from edgekit.checkpoint.checkpoint import F32, Checkpoint
 from edgekit.checkpoint.tokenizer_fit import refuse_misfit
 from edgekit.coherence.distribution import Positions, estimate_error
-from edgekit.economy.gating import gated
 from edgekit.engines.base import Ids
 from edgekit.engines.opening import open_engine
 from edgekit.export import gguf, onnx, onnx_reading, parity
@@ -177,6 +176,8 @@ def check_logits(
     Raises:
         ParityError: a divergence is above its limit; names the token.
     """
+    from edgekit.economy.gating import gated  # brings PyTorch, which a build out of the cache does without
+
     kind = built.plan.container.upper()
     with progress.step(f"{kind}: compare logits with the original"):
         write_full_precision(checkpoint, built)
