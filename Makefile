@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# For llama-cpp-python: images and sound, a third of its files, are not for edgekit.
+# For llama-cpp-python: images and sound, a quarter of its files, are not for edgekit.
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF $(CMAKE_ARGS)
 
 .PHONY: help demo test lint nightly emulator schemas docs clean

@@ -124,6 +124,12 @@ def _refuse_skipping(options: Options) -> None:
             f"--active is given with {found}", expected="edgekit's 3-bit operator, which skips what does not fire",
             remedy="give --bits 3 --format onnx, without --portable and --exporter",
         )  # fmt: skip
+    if not options.calibrate:
+        raise OptionError(
+            "--active and --no-calibration contradict each other",
+            expected="calibration text, on which thresholds are found: what is judged must have no say in them",
+            remedy="drop one of them",
+        )  # fmt: skip
     if options.budget is not None or options.disperse is not None:
         found = "a budget, which measures formats with all inputs" if options.budget else "--disperse"
         raise OptionError(

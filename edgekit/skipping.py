@@ -62,7 +62,9 @@ def gated_plan(work: Work, plan: Plan, texts: Texts, active: float) -> Plan:
     if not (names := _able(plan)):
         return plan
     share = round(1 - active, 6)  # a step of the levels where it is one, so that what was measured is found again
-    found = Skipping(work=work, calibration=texts.calibration or texts.evaluation, shares=(share,), only=names)
+    if texts.calibration is None:
+        raise ValueError("thresholds are found on calibration text")
+    found = Skipping(work=work, calibration=texts.calibration, shares=(share,), only=names)
     limits = found.limits(share, found.allotments[share])
     entries = tuple(_gated(entry, limits.get(entry.tensor.hf, 0.0)) for entry in plan.entries)
     return replace(plan, entries=entries, active=active)

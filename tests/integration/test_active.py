@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,13 @@ from conftest import Cli  # noqa: E402
 from edgekit import api  # noqa: E402
 from edgekit.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from edgekit.economy.gating import Counts, gated  # noqa: E402
+from edgekit.engines.base import Ids  # noqa: E402
 from edgekit.engines.opening import open_engine  # noqa: E402
 from edgekit.engines.torch import TorchEngine  # noqa: E402
 from edgekit.errors import OptionError, ParityError  # noqa: E402
+from edgekit.export import artefacts  # noqa: E402
 from edgekit.export.digests import Digest  # noqa: E402
+from edgekit.export.onnx import without_thresholds  # noqa: E402
 from edgekit.export.onnx_decoder import tensors_of_nodes  # noqa: E402
 from edgekit.export.onnx_reading import check_bytes, read_weights  # noqa: E402
 from edgekit.options import Budget, Options  # noqa: E402
@@ -129,11 +134,36 @@ def test_where_nothing_can_be_skipped_it_is_refused(model: Path, tmp_path: Path)
         (Options(bits=3, formats=("gguf",), active=0.7), "no ONNX of edgekit's own"),
         (Options(bits=3, active=0.7, portable=True), "--portable"),
         (Options(active=0.7, budget=Budget("bits", 4.0)), "a budget"),
+        (Options(active=0.7, disperse="laptop", train_text=(__file__,)), "--disperse"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: Options, words: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=f"--active is given with {words}"):
         api.build(model, target="rpi5", output=tmp_path, options=options)
+
+
+def test_the_text_that_is_judged_has_no_say(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--active and --no-calibration contradict each other"):
+        api.build(model, target="rpi5", output=tmp_path, options=replace(OPTIONS, calibrate=False))
+
+
+def test_an_engine_that_leaves_nothing_out_is_a_parity_error(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are right, the engine is not."""
+    own = artefacts._engine_logits
+
+    def other(container: str, path: Path, sequences: Sequence[Ids]) -> list[NDArray[np.float32]]:
+        if "SparseMatMul3Bits" not in {
+            node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node
+        }:
+            return own(container, path, sequences)
+        with without_thresholds(path) as whole:
+            return own(container, whole, sequences)
+
+    monkeypatch.setattr(artefacts, "_engine_logits", other)
+    with pytest.raises(ParityError, match="with thresholds the ONNX artefact differs"):
+        api.build(model, target="rpi5", output=tmp_path, options=replace(OPTIONS, active=0.3, cache=False))
 
 
 @pytest.mark.parametrize("share", ["0", "1", "1.5", "much"])
