@@ -130,16 +130,21 @@ def row(shape: tuple[int, int], rows: int, block: int, threads: int, custom: Pat
     )  # fmt: skip
 
 
+def operators() -> Path:
+    """The operators for this machine, compiled where they are not there; where they cannot be, the program ends."""
+    try:
+        return library.host_library(progress=Bars())
+    except EdgekitError as error:
+        raise SystemExit(f"edgekit: {error}") from error
+
+
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     options = parser(__doc__, pairs_default=9)
     options.add_argument("--threads", type=positive, action="append", help="default: 1")
     options.add_argument("--block", type=int, choices=(32, 64), default=32, help="columns that share a scale")
     chosen = options.parse_args(arguments)
-    try:
-        custom = library.host_library(progress=Bars())
-    except EdgekitError as error:
-        raise SystemExit(f"edgekit: {error}") from error
+    custom = operators()
     session = begin("int3", arguments)
     made = [
         row(shape, rows, chosen.block, threads, custom, chosen.pairs, chosen.warmup)

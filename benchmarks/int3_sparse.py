@@ -18,12 +18,10 @@ from benchmarks._decoding import artefact
 from benchmarks._measure import begin, pairs, parser, positive, versions
 from benchmarks._result import Limit, Row
 from benchmarks.decode_speed import PROMPT
-from benchmarks.int3 import SHAPES, WEIGHTS, graph, our_matrix, runner
+from benchmarks.int3 import SHAPES, WEIGHTS, graph, operators, our_matrix, runner
 from edgekit.bundle.tokenizer import load_tokenizer
-from edgekit.errors import EdgekitError
 from edgekit.grids import Quantized, get
 from edgekit.grids.threebit_columns import sparse
-from edgekit.progress import Bars
 from edgekit.threebit import library
 
 SHARES = (0.8, 0.6, 0.4, 0.2)
@@ -85,10 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = options.parse_args(arguments)
     if bool(chosen.bundle) != bool(chosen.dense):
         options.error("--bundle and --dense go together")
-    try:
-        custom = library.host_library(progress=Bars())
-    except EdgekitError as error:
-        raise SystemExit(f"edgekit: {error}") from error
+    custom = operators()
     session = begin("int3_sparse", arguments)
     made = [
         row(shape, share, chosen.threads, custom, chosen.pairs, chosen.warmup) for shape in SHAPES for share in SHARES

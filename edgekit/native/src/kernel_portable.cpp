@@ -169,17 +169,20 @@ void multiply_columns_float(const Columns& weights, const float* x, size_t rows,
     float column_of_w[kUnitRows];
     for (size_t column = 0; column < weights.columns; ++column) {
       const uint16_t* scales = weights.scales + column / weights.block * weights.padded_rows() + first;
-      bool unpacked = false;
-      for (size_t m = 0; m < rows; ++m) {
+      const auto fires = [&](size_t m) { return x[m * weights.columns + column] != 0.0F; };
+      size_t row = 0;
+      while (row < rows && !fires(row)) {
+        ++row;
+      }
+      if (row == rows) {
+        continue;
+      }
+      for (size_t i = 0; i < count; ++i) {
+        const int code = static_cast<int>(code_at(weights, first + i, column)) - kZeroPoint;
+        column_of_w[i] = static_cast<float>(code) * half_to_float(scales[i]);
+      }
+      for (size_t m = row; m < rows; ++m) {
         const float value = x[m * weights.columns + column];
-        if (value == 0.0F) {
-          continue;
-        }
-        for (size_t i = 0; i < count && !unpacked; ++i) {
-          const int code = static_cast<int>(code_at(weights, first + i, column)) - kZeroPoint;
-          column_of_w[i] = static_cast<float>(code) * half_to_float(scales[i]);
-        }
-        unpacked = true;
         for (size_t i = 0; i < count; ++i) {
           sums[m * kUnitRows + i] += column_of_w[i] * value;
         }

@@ -39,7 +39,7 @@ struct Sparse {
   static constexpr Layout kLayout = Layout::kColumns;
   using Matrix = Columns;
 
-  Sparse(const OrtApi& api, const OrtKernelInfo& info) : threshold(float_attribute_or(api, info, "threshold", 0)) {
+  Sparse(const OrtApi& api, const OrtKernelInfo& info) : threshold(float_or(api, info, "threshold", 0)) {
     if (!(threshold >= 0) || std::isinf(threshold)) {
       refuse("threshold is " + std::to_string(threshold), "0 or a positive number");
     }
@@ -65,7 +65,7 @@ class MatMulNode {
 
   MatMulNode(const OrtApi& api, const OrtKernelInfo& info)
       : packed_(api, info, Form::kLayout), form_(api, info), kernel_(chosen_kernel()) {
-    const int64_t level = attribute_or(api, info, "accuracy_level", 4);
+    const int64_t level = integer_or(api, info, "accuracy_level", 4);
     if (level != 0 && level != 4) {
       refuse("accuracy_level is " + std::to_string(level), "0 (float32 activations) or 4 (activations in 8 bits)");
     }

@@ -1,12 +1,11 @@
-// The loops of both ARM kernels. Who includes this has defined EDGEKIT_TARGET, the instructions that functions may use,
-// and, in the unnamed namespace of edgekit, kOffset and dots(). It stands on functions instead of on the file because
-// nothing else may be compiled with instructions that a processor lacks.
+// What both ARM kernels have in common. Who includes this has defined EDGEKIT_TARGET, the instructions that functions may
+// use, and, in the unnamed namespace of edgekit, kOffset and dots(). It stands on functions instead of on the file
+// because nothing else may be compiled with instructions that a processor lacks.
 
 #include <algorithm>
 #include <cstring>
 
 #include "kernel_portable.h"
-#include "rows.h"
 
 namespace edgekit {
 namespace {
@@ -38,13 +37,26 @@ EDGEKIT_INLINE Sums scales_of(const uint16_t* scales) {
   return {vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves)};
 }
 
-EDGEKIT_INLINE Sums added(Sums sums, int32x4x2_t dot, Sums scales, StepVector step) {
-  const float32x2_t scale = vreinterpret_f32_s32(step);
+EDGEKIT_INLINE Sums no_sums() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
+
+// A chunk, 4 of its rows in each.
+struct Chunk {
+  Codes low;
+  Codes high;
+};
+
+EDGEKIT_INLINE Chunk unpack(const uint8_t* codes) {
+  return {unpack_half(codes), unpack_half(codes + kPlaneBytes / 2)};
+}
+
+EDGEKIT_TARGET EDGEKIT_INLINE Sums added(Sums sums, const Chunk& codes, const int8_t* x, const Step* step,
+                                         Sums scales) {
+  const StepVector both = step_at(step);
+  const int32x4x2_t dot = dots(codes.low, codes.high, {{vld1q_s8(x), vld1q_s8(x + 16)}}, both);
+  const float32x2_t scale = vreinterpret_f32_s32(both);
   return {vfmaq_f32(sums.low, vcvtq_f32_s32(dot.val[0]), vmulq_lane_f32(scales.low, scale, 0)),
           vfmaq_f32(sums.high, vcvtq_f32_s32(dot.val[1]), vmulq_lane_f32(scales.high, scale, 0))};
 }
-
-EDGEKIT_INLINE int8x16x2_t activations_at(const int8_t* x) { return {{vld1q_s8(x), vld1q_s8(x + 16)}}; }
 
 EDGEKIT_INLINE void store(const Weights& weights, Sums sums, size_t tile, float* y) {
   const size_t first = tile * kTileRows;
@@ -61,62 +73,6 @@ EDGEKIT_INLINE void store(const Weights& weights, Sums sums, size_t tile, float*
   }
   vst1q_f32(y + first, sums.low);
   vst1q_f32(y + first + 4, sums.high);
-}
-
-template <size_t kChunksPerBlock>
-EDGEKIT_TARGET void multiply_one(const Weights& weights, const int8_t* x, const Step* steps, Range tiles, float* y) {
-  const size_t blocks = weights.blocks();
-  const uint8_t* codes = weights.codes + tiles.begin * blocks * kChunksPerBlock * kChunkBytes;
-  const uint16_t* scales = weights.scales + tiles.begin * blocks * kTileRows;
-  for (size_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    Sums sums = {vdupq_n_f32(0), vdupq_n_f32(0)};
-    const int8_t* values = x;
-    const Step* step = steps;
-    for (size_t block = 0; block < blocks; ++block, scales += kTileRows) {
-      const Sums scale = scales_of(scales);
-      for (size_t i = 0; i < kChunksPerBlock; ++i, codes += kChunkBytes, values += kChunkColumns, ++step) {
-        const StepVector both = step_at(step);
-        const int32x4x2_t dot =
-            dots(unpack_half(codes), unpack_half(codes + kPlaneBytes / 2), activations_at(values), both);
-        sums = added(sums, dot, scale, both);
-      }
-    }
-    store(weights, sums, tile, y);
-  }
-}
-
-template <size_t kChunksPerBlock>
-EDGEKIT_TARGET void multiply_some(const Weights& weights, const Activations& x, size_t first, size_t count,
-                                  Range tiles, float* y) {
-  const size_t blocks = weights.blocks();
-  const size_t chunks = blocks * kChunksPerBlock;
-  const uint8_t* codes = weights.codes + tiles.begin * chunks * kChunkBytes;
-  const uint16_t* scales = weights.scales + tiles.begin * blocks * kTileRows;
-  for (size_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    Sums sums[kMostRows];
-    std::fill_n(sums, count, Sums{vdupq_n_f32(0), vdupq_n_f32(0)});
-    for (size_t chunk = 0; chunk < chunks; ++chunk, codes += kChunkBytes) {
-      const Sums scale = scales_of(scales + chunk / kChunksPerBlock * kTileRows);
-      const Codes low = unpack_half(codes);
-      const Codes high = unpack_half(codes + kPlaneBytes / 2);
-      const int8_t* values = x.codes + (first * chunks + chunk) * kChunkColumns;
-      const Step* step = x.steps + first * chunks + chunk;
-      for (size_t m = 0; m < count; ++m, values += chunks * kChunkColumns, step += chunks) {
-        const StepVector both = step_at(step);
-        sums[m] = added(sums[m], dots(low, high, activations_at(values), both), scale, both);
-      }
-    }
-    scales += blocks * kTileRows;
-    for (size_t m = 0; m < count; ++m) {
-      store(weights, sums[m], tile, y + (first + m) * weights.rows);
-    }
-  }
-}
-
-void multiply(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  const Products products = weights.chunks_per_block() == 1 ? Products{multiply_one<1>, multiply_some<1>}
-                                                            : Products{multiply_one<2>, multiply_some<2>};
-  multiply_rows(products, weights, x, tiles, y);
 }
 
 void quantize(const float* x, size_t chunks, int8_t* codes, Step* steps) {
@@ -149,3 +105,5 @@ void quantize(const float* x, size_t chunks, int8_t* codes, Step* steps) {
 
 }  // namespace
 }  // namespace edgekit
+
+#include "tile_loops.h"

@@ -140,11 +140,13 @@ inline int64_t attribute(const OrtApi& api, const OrtKernelInfo& info, const cha
   return value;
 }
 
-// Whether the node has an attribute of that name that is no integer. The interface only tells by attempts.
-inline bool has_other(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
+// Whether the node has an attribute of that name, whatever its type. The interface only tells by attempts.
+inline bool has(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
+  int64_t whole = 0;
   float number = 0;
   size_t size = 0;
   OrtStatus* const attempts[] = {
+      api.KernelInfoGetAttribute_int64(&info, name, &whole),
       api.KernelInfoGetAttribute_float(&info, name, &number),
       api.KernelInfoGetAttribute_string(&info, name, nullptr, &size),
       api.KernelInfoGetAttributeArray_int64(&info, name, nullptr, &size),
@@ -158,36 +160,28 @@ inline bool has_other(const OrtApi& api, const OrtKernelInfo& info, const char* 
   return found;
 }
 
-// As `attribute`, `fallback` where there is none.
-inline int64_t attribute_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, int64_t fallback) {
-  int64_t value = 0;
-  OrtStatus* status = api.KernelInfoGetAttribute_int64(&info, name, &value);
+// What `get` finds, `fallback` where there is no attribute of that name; `kind` is what it has to be, in words.
+template <typename Value, typename Get>
+Value attribute_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, Value fallback, const Get& get,
+                   const std::string& kind) {
+  Value value = fallback;
+  OrtStatus* status = get(&info, name, &value);
   if (status == nullptr) {
     return value;
   }
   api.ReleaseStatus(status);
-  if (has_other(api, info, name)) {
-    refuse(std::string("the attribute ") + name + " is no integer", "an integer");
+  if (has(api, info, name)) {
+    refuse(std::string("the attribute ") + name + " is no " + kind, kind);
   }
   return fallback;
 }
 
-// A number, `fallback` where there is none.
-inline float float_attribute_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, float fallback) {
-  float value = 0;
-  OrtStatus* status = api.KernelInfoGetAttribute_float(&info, name, &value);
-  if (status == nullptr) {
-    return value;
-  }
-  api.ReleaseStatus(status);
-  int64_t whole = 0;
-  OrtStatus* other = api.KernelInfoGetAttribute_int64(&info, name, &whole);
-  const bool found = other == nullptr || has_other(api, info, name);
-  api.ReleaseStatus(other);
-  if (found) {
-    refuse(std::string("the attribute ") + name + " is no float", "a float");
-  }
-  return fallback;
+inline int64_t integer_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, int64_t fallback) {
+  return attribute_or(api, info, name, fallback, api.KernelInfoGetAttribute_int64, "integer");
+}
+
+inline float float_or(const OrtApi& api, const OrtKernelInfo& info, const char* name, float fallback) {
+  return attribute_or(api, info, name, fallback, api.KernelInfoGetAttribute_float, "float");
 }
 
 inline size_t size_attribute(const OrtApi& api, const OrtKernelInfo& info, const char* name) {

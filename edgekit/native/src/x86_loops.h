@@ -1,13 +1,11 @@
-// The loops of both x86-64 kernels. Who includes this has defined EDGEKIT_TARGET, the instructions that functions may
-// use, and, in the unnamed namespace of edgekit, dots() and offset_of(). It stands on functions instead of on the file
-// because nothing else may be compiled with instructions that a processor lacks. Each lane of 32 bits is a row of the
-// tile, so nothing is summed across lanes.
+// What both x86-64 kernels have in common. Who includes this has defined EDGEKIT_TARGET, the instructions that functions
+// may use, and, in the unnamed namespace of edgekit, dots() and offset_of(). It stands on functions instead of on the
+// file because nothing else may be compiled with instructions that a processor lacks. Each lane of 32 bits is a row of
+// the tile, so nothing is summed across lanes.
 
-#include <algorithm>
 #include <cstring>
 
 #include "kernel_portable.h"
-#include "rows.h"
 
 namespace edgekit {
 namespace {
@@ -16,7 +14,12 @@ EDGEKIT_INLINE __m256i plane(const uint8_t* chunk, size_t index) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk + index * kPlaneBytes));
 }
 
-EDGEKIT_INLINE Codes unpack(const uint8_t* chunk) {
+using Sums = __m256;
+using Chunk = Codes;
+
+EDGEKIT_INLINE Sums no_sums() { return _mm256_setzero_ps(); }
+
+EDGEKIT_INLINE Chunk unpack(const uint8_t* chunk) {
   const __m256i seven = _mm256_set1_epi8(7);
   const __m256i four = _mm256_set1_epi8(4);
   const __m256i three = _mm256_set1_epi8(3);
@@ -38,11 +41,16 @@ EDGEKIT_INLINE Codes unpack(const uint8_t* chunk) {
   }};
 }
 
-EDGEKIT_INLINE __m256 scales_of(const uint16_t* scales) {
+EDGEKIT_INLINE Sums scales_of(const uint16_t* scales) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
 }
 
-EDGEKIT_INLINE void store(const Weights& weights, __m256 sums, size_t tile, float* y) {
+EDGEKIT_INLINE Sums added(Sums sums, const Chunk& codes, const int8_t* x, const Step* step, Sums scale) {
+  const __m256 dot = dots(codes, x, step->offset);
+  return _mm256_fmadd_ps(dot, _mm256_mul_ps(scale, _mm256_set1_ps(step->scale)), sums);
+}
+
+EDGEKIT_INLINE void store(const Weights& weights, Sums sums, size_t tile, float* y) {
   const size_t first = tile * kTileRows;
   if (weights.rows - first < kTileRows) {
     float values[kTileRows];
@@ -54,59 +62,6 @@ EDGEKIT_INLINE void store(const Weights& weights, __m256 sums, size_t tile, floa
     sums = _mm256_add_ps(sums, _mm256_loadu_ps(weights.bias + first));
   }
   _mm256_storeu_ps(y + first, sums);
-}
-
-template <size_t kChunksPerBlock>
-EDGEKIT_TARGET void multiply_one(const Weights& weights, const int8_t* x, const Step* steps, Range tiles, float* y) {
-  const size_t blocks = weights.blocks();
-  const uint8_t* codes = weights.codes + tiles.begin * blocks * kChunksPerBlock * kChunkBytes;
-  const uint16_t* scales = weights.scales + tiles.begin * blocks * kTileRows;
-  for (size_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    __m256 sums = _mm256_setzero_ps();
-    const int8_t* values = x;
-    const Step* step = steps;
-    for (size_t block = 0; block < blocks; ++block, scales += kTileRows) {
-      const __m256 scale = scales_of(scales);
-      for (size_t i = 0; i < kChunksPerBlock; ++i, codes += kChunkBytes, values += kChunkColumns, ++step) {
-        const __m256 dot = dots(unpack(codes), values, step->offset);
-        sums = _mm256_fmadd_ps(dot, _mm256_mul_ps(scale, _mm256_set1_ps(step->scale)), sums);
-      }
-    }
-    store(weights, sums, tile, y);
-  }
-}
-
-template <size_t kChunksPerBlock>
-EDGEKIT_TARGET void multiply_some(const Weights& weights, const Activations& x, size_t first, size_t count, Range tiles,
-                                float* y) {
-  const size_t blocks = weights.blocks();
-  const size_t chunks = blocks * kChunksPerBlock;
-  const uint8_t* codes = weights.codes + tiles.begin * chunks * kChunkBytes;
-  const uint16_t* scales = weights.scales + tiles.begin * blocks * kTileRows;
-  for (size_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    __m256 sums[kMostRows];
-    std::fill_n(sums, count, _mm256_setzero_ps());
-    for (size_t chunk = 0; chunk < chunks; ++chunk, codes += kChunkBytes) {
-      const __m256 scale = scales_of(scales + chunk / kChunksPerBlock * kTileRows);
-      const Codes unpacked = unpack(codes);
-      const int8_t* values = x.codes + (first * chunks + chunk) * kChunkColumns;
-      const Step* step = x.steps + first * chunks + chunk;
-      for (size_t m = 0; m < count; ++m, values += chunks * kChunkColumns, step += chunks) {
-        const __m256 dot = dots(unpacked, values, step->offset);
-        sums[m] = _mm256_fmadd_ps(dot, _mm256_mul_ps(scale, _mm256_set1_ps(step->scale)), sums[m]);
-      }
-    }
-    scales += blocks * kTileRows;
-    for (size_t m = 0; m < count; ++m) {
-      store(weights, sums[m], tile, y + (first + m) * weights.rows);
-    }
-  }
-}
-
-void multiply(const Weights& weights, const Activations& x, Range tiles, float* y) {
-  const Products products = weights.chunks_per_block() == 1 ? Products{multiply_one<1>, multiply_some<1>}
-                                                            : Products{multiply_one<2>, multiply_some<2>};
-  multiply_rows(products, weights, x, tiles, y);
 }
 
 EDGEKIT_INLINE uint32_t most_of(const __m256i* magnitudes) {
@@ -158,3 +113,5 @@ EDGEKIT_TARGET void quantize(const float* x, size_t chunks, int8_t* codes, Step*
 
 }  // namespace
 }  // namespace edgekit
+
+#include "tile_loops.h"
