@@ -34,7 +34,8 @@ _DRAWN = ("nearest-4", "gptq-4", "nearest-3", "gptq-3", "nearest-2", "noise-3", 
 
 def records(folder: Path) -> list[Record]:
     """All runs that are whole."""
-    found = [msgspec.json.decode(path.read_bytes(), type=Record) for path in sorted(folder.glob("*-seed*.json"))]
+    places = [path for arm in ARMS for path in sorted(folder.glob(f"{arm}-seed*.json"))]
+    found = [msgspec.json.decode(path.read_bytes(), type=Record) for path in places]
     return [record for record in found if record.whole]
 
 

@@ -320,6 +320,7 @@ def test_records_make_tables(tmp_path: Path) -> None:
         msgspec.structs.replace(_record("spread-0.5", 0, [5.1], 1.0), whole=False),
         run.path_of(tmp_path, "spread-0.5", 0),
     )
+    artefacts.keep(tmp_path / "artefacts-ce-seed0-1-decayed.json", _twin(BASE, 1.0, 5.0, ()))
     found = records(tmp_path)
     assert len(found) == 4, "a run that is not whole is left out"
     assert names(found) == ["ce+lawa", "spread-2", "spread-2+lawa"]
