@@ -1,7 +1,8 @@
 """Instructions of our 3-bit and ONNX Runtime's 4-bit product, emulated: `python -m benchmarks.int3_emulated`.
 
 Almost deterministic: it tells regressions of code, never a board's speed. Needs `make emulator`, a
-cross-compiler and root; downloads the board's onnxruntime.
+cross-compiler and root; downloads the board's onnxruntime. With --fires, `SparseMatMul3Bits` against `MatMul3Bits`
+instead, one row of activations, of which a share is above the threshold.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from edgekit.emulator import userland
 from edgekit.emulator.board import qemu_cpu
 from edgekit.emulator.counting import instructions
 from edgekit.errors import EdgekitError
+from edgekit.grids import get
+from edgekit.grids.threebit_columns import sparse
 from edgekit.progress import Bars
 from edgekit.targets import Target, load
 from edgekit.threebit import headers, library
@@ -112,19 +115,45 @@ def row(board: Board, shape: tuple[int, int], rows: int, times: int) -> Row:
     )  # fmt: skip
 
 
+def sparse_row(board: Board, shape: tuple[int, int], share: float, times: int) -> Row:
+    """Count what skips against what does not, on the same weights; `share` of the inputs is above the threshold."""
+    dense = int3.our_matrix(shape, 32)
+    columns = sparse(get("int3-sym-b32").unpack(dense, shape))
+    stored = get(columns.grid).pack(columns)
+    # The script's activations lie evenly between -1 and 1.
+    ours = int3.graph(shape, library.SPARSE, library.DOMAIN, stored, 3, 32, NODES, threshold=1 - share)
+    theirs = int3.graph(shape, library.OPERATOR, library.DOMAIN, dense, 3, 32, NODES)
+    work = NODES * shape[0] * shape[1]
+    found = [
+        (board.count(ours, 1, board.library) / work, board.count(theirs, 1, board.library) / work) for _ in range(times)
+    ]
+    print(f"  {share:.0%} of {shape}: {found[-1][0]:.3f} and {found[-1][1]:.3f}", file=sys.stderr, flush=True)
+    return Row(
+        title=f"1 x {shape[1]} by {shape[0]} x {shape[1]}, {share:.0%} of the inputs fire, {board.cpu}, emulated",
+        peer="MatMul3Bits, which reads all", unit="instructions",
+        ours=tuple(own for own, _ in found), peers=tuple(other for _, other in found),
+    )  # fmt: skip
+
+
 def main(arguments: Sequence[str]) -> None:
     """Count and print."""
     options = parser(__doc__, pairs_default=1, warmup=0)
     options.add_argument("--target", default="rpi5", help="whose CPU")
     options.add_argument("--toolchain", default="zig", help="zig or gcc")
     options.add_argument("--rows", type=positive, choices=CALLS, action="append", help="of activations; default: all")
+    options.add_argument("--fires", type=float, action="append", metavar="SHARE", help="above 0, at most 1")
     chosen = options.parse_args(arguments)
+    if not all(0 < share <= 1 for share in chosen.fires or ()):
+        options.error("--fires takes shares above 0 and at most 1")
     with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as folder:
         try:
             target = load(chosen.target)
             board = Board(target, toolchain_of(chosen.toolchain, target), Path(folder))
             session = begin("int3_emulated", arguments)
-            rows = [row(board, shape, each, chosen.pairs) for each in chosen.rows or CALLS for shape in SHAPES]
+            if chosen.fires:
+                rows = [sparse_row(board, shape, share, chosen.pairs) for share in chosen.fires for shape in SHAPES]
+            else:
+                rows = [row(board, shape, each, chosen.pairs) for each in chosen.rows or CALLS for shape in SHAPES]
         except EdgekitError as error:
             raise SystemExit(f"edgekit: {error}") from error
     session.finish(rows, versions("edgekit", "onnxruntime", "ziglang"), METHOD, chosen.json)
