@@ -19,6 +19,7 @@ from benchmarks._measure import begin, pairs, parser, positive, versions
 from benchmarks._result import Limit, Row
 from edgekit.errors import EdgekitError
 from edgekit.grids import Quantized, get
+from edgekit.grids.threebit_columns import sparse
 from edgekit.progress import Bars
 from edgekit.threebit import library
 
@@ -51,6 +52,12 @@ def our_matrix(shape: tuple[int, int], block: int) -> dict[str, NDArray[Any]]:
     random, grid = np.random.default_rng(0), get(f"int3-sym-b{block}")
     scales = (0.01 * (1 + random.random((shape[0], -(-shape[1] // block))))).astype(np.float16)
     return grid.pack(Quantized(grid.name, shape, {"codes": random.integers(0, 8, shape, np.uint8), "scales": scales}))
+
+
+def sparse_matrix(dense: dict[str, NDArray[Any]], shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """The weights of `our_matrix`, blocks of 32, stored by columns."""
+    columns = sparse(get("int3-sym-b32").unpack(dense, shape))
+    return get(columns.grid).pack(columns)
 
 
 def their_matrix(shape: tuple[int, int]) -> dict[str, NDArray[Any]]:

@@ -24,8 +24,6 @@ from edgekit.emulator import userland
 from edgekit.emulator.board import qemu_cpu
 from edgekit.emulator.counting import instructions
 from edgekit.errors import EdgekitError
-from edgekit.grids import get
-from edgekit.grids.threebit_columns import sparse
 from edgekit.progress import Bars
 from edgekit.targets import Target, load
 from edgekit.threebit import headers, library
@@ -118,10 +116,9 @@ def row(board: Board, shape: tuple[int, int], rows: int, times: int) -> Row:
 def sparse_row(board: Board, shape: tuple[int, int], share: float, times: int) -> Row:
     """Count what skips against what does not, on the same weights; `share` of the inputs is above the threshold."""
     dense = int3.our_matrix(shape, 32)
-    columns = sparse(get("int3-sym-b32").unpack(dense, shape))
-    stored = get(columns.grid).pack(columns)
     # The script's activations lie evenly between -1 and 1.
-    ours = int3.graph(shape, library.SPARSE, library.DOMAIN, stored, 3, 32, NODES, threshold=1 - share)
+    columns = int3.sparse_matrix(dense, shape)
+    ours = int3.graph(shape, library.SPARSE, library.DOMAIN, columns, 3, 32, NODES, threshold=1 - share)
     theirs = int3.graph(shape, library.OPERATOR, library.DOMAIN, dense, 3, 32, NODES)
     work = NODES * shape[0] * shape[1]
     found = [
@@ -145,6 +142,8 @@ def main(arguments: Sequence[str]) -> None:
     chosen = options.parse_args(arguments)
     if not all(0 < share <= 1 for share in chosen.fires or ()):
         options.error("--fires takes shares above 0 and at most 1")
+    if chosen.fires and chosen.rows:
+        options.error("--fires is about one row of activations: drop --rows")
     with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as folder:
         try:
             target = load(chosen.target)

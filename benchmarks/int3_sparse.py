@@ -18,10 +18,8 @@ from benchmarks._decoding import artefact
 from benchmarks._measure import begin, pairs, parser, positive, versions
 from benchmarks._result import Limit, Row
 from benchmarks.decode_speed import PROMPT
-from benchmarks.int3 import SHAPES, WEIGHTS, graph, operators, our_matrix, runner
+from benchmarks.int3 import SHAPES, WEIGHTS, graph, operators, our_matrix, runner, sparse_matrix
 from edgekit.bundle.tokenizer import load_tokenizer
-from edgekit.grids import Quantized, get
-from edgekit.grids.threebit_columns import sparse
 from edgekit.threebit import library
 
 SHARES = (0.8, 0.6, 0.4, 0.2)
@@ -43,9 +41,7 @@ def row(shape: tuple[int, int], share: float, threads: int, custom: Path, count:
     x = list(np.random.default_rng(1).standard_normal((TOKENS, 1, shape[1])).astype(np.float32))
     threshold = float(np.quantile(np.abs(x), 1 - share))
     dense = our_matrix(shape, 32)
-    quantized = get("int3-sym-b32").unpack(dense, shape)
-    columns = sparse(Quantized(quantized.grid, shape, quantized.fields))
-    stored = get(columns.grid).pack(columns)
+    stored = sparse_matrix(dense, shape)
     ours = graph(shape, library.SPARSE, library.DOMAIN, stored, 3, 32, nodes, threshold=threshold)
     theirs = graph(shape, library.OPERATOR, library.DOMAIN, dense, 3, 32, nodes)
     work = nodes * weights

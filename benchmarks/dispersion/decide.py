@@ -20,8 +20,10 @@ def verdict(found: Sequence[Effect]) -> str:
     """What H1 is for one arm: "holds", "refuted" or "undecided", as the protocol says.
 
     It holds if all four effects are at most :data:`LESS` and their intervals end below 1; it is refuted if all
-    intervals begin above :data:`LESS`.
+    intervals begin above :data:`LESS`. An interval of one seed is of the text alone and decides nothing.
     """
+    if any(len(one.seeds) < 2 for one in found):
+        return "undecided"
     if all(one.high < 1 and one.ratio <= LESS for one in found):
         return "holds"
     return "refuted" if all(one.low > LESS for one in found) else "undecided"

@@ -138,7 +138,7 @@ def chosen_in_words(found: Economy) -> str:
         f"(KL divergence {number(found.points[0].kl_mean)} to {number(best.kl_mean)}): {mebibytes(best.unread)} would "
         "not be read where each input's weights lie together. Predicted then: "
         f"{_speed(found.tokens_per_second_chosen)}, {_energy(found.millijoules_chosen)}. "
-        "No engine of edgekit skips them yet."
+        "Only edgekit's own 3-bit ONNX operator skips any (edgekit build --active); docs/economy.md says how fast."
     )
 
 

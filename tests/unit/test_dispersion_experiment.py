@@ -243,6 +243,12 @@ def test_the_decision_is_the_protocols(ratios: list[float], spread: float, expec
     assert "spread-0.5" not in text, "an arm without its effects is not decided"
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+def test_one_seed_decides_nothing(ratio: float) -> None:
+    found = [dataclasses.replace(_effect(ratio, 1.01, change), seeds=(ratio,)) for change in JUDGED]
+    assert verdict(found) == "undecided"
+
+
 def test_four_times_the_seeds_halve_an_interval() -> None:
     def needed(deviation: float) -> int:
         seeds = tuple(float(np.exp(step * deviation)) for step in (-1, 0, 1))  # of this standard deviation
