@@ -64,7 +64,10 @@ def main() -> None:
     failed = []
     with tempfile.TemporaryDirectory(prefix="twins-") as scratch:
         known, held = written(options.text, Path(scratch))
-        for arm, seed, place in _twins(options.work, options.out):
+        twins = list(_twins(options.work, options.out))
+        if not twins:
+            raise SystemExit(f"{options.work} has no twins: benchmarks.dispersion.run --again trains and keeps them")
+        for arm, seed, place in twins:
             path = options.out / f"artefacts-{place.name}.json"
             if not path.is_file():
                 try:

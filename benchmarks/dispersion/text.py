@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,19 +48,28 @@ def parts(data: bytes) -> tuple[str, str]:
     return data[:cut].decode("utf-8", errors="replace"), data[cut:].decode("utf-8", errors="replace")
 
 
+def read(text: Path) -> bytes:
+    """The file's bytes; where it cannot be read, the program ends."""
+    try:
+        return text.read_bytes()
+    except OSError as error:
+        raise SystemExit(f"{text} cannot be read ({error.strerror}): --text takes a file of plain text") from error
+
+
 def written(text: Path, folder: Path) -> tuple[Path, Path]:
     """Both parts as files of `folder`: what is trained on, and what is held out."""
     known, held = folder / "known.txt", folder / "held.txt"
-    for place, part in zip((known, held), parts(text.read_bytes()), strict=True):
+    for place, part in zip((known, held), parts(read(text)), strict=True):
         place.write_text(part, encoding="utf-8")
     return known, held
 
 
 def load(text: Path, folder: Path) -> Texts:
     """Tokenize `text` and leave `tokenizer.json` in `folder`, both from its training part only."""
-    data = text.read_bytes()
+    data = read(text)
+    digest = hashlib.sha256(data).hexdigest()
     training, held = parts(data)
-    tokenizer = _tokenizer(folder, training)
+    tokenizer = _tokenizer(folder, training, digest)
     ids = np.array(tokenizer.encode(training).ids, np.int64)
     wanted = np.array(tokenizer.encode(held).ids, np.int64)
     if len(wanted) < JUDGED * LENGTH or len(ids) < 10 * len(wanted):
@@ -68,16 +78,16 @@ def load(text: Path, folder: Path) -> Texts:
     starts = np.linspace(0, len(wanted) - LENGTH, JUDGED).astype(int)
     known = np.linspace(0, len(ids) - LENGTH, CALIBRATION).astype(int)
     return Texts(
-        sha256=hashlib.sha256(data).hexdigest(), training=ids,
+        sha256=digest, training=ids,
         judged=tuple(wanted[start : start + LENGTH] for start in starts),
         calibration=tuple(ids[start : start + LENGTH] for start in known),
     )  # fmt: skip
 
 
-def _tokenizer(folder: Path, training: str) -> Tokenizer:
-    """Byte-level BPE with SmolLM's pre-tokenizer; the same text gives the same one."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+def _tokenizer(folder: Path, training: str, digest: str) -> Tokenizer:
+    """Byte-level BPE with SmolLM's pre-tokenizer; the same text gives the same one, another text a new one."""
+    path, made_from = folder / "tokenizer.json", folder / "text.sha256"
+    if not (path.is_file() and made_from.is_file() and made_from.read_text() == digest):
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -89,8 +99,10 @@ def _tokenizer(folder: Path, training: str) -> Tokenizer:
         )  # fmt: skip
         made.train_from_iterator(training.splitlines(keepends=True), trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        made.save(str(path.with_suffix(".part")))
-        path.with_suffix(".part").rename(path)
+        part = folder / f"tokenizer.{os.getpid()}.part"  # several processes may begin at once
+        made.save(str(part))
+        part.rename(path)
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
         (folder / "tokenizer_config.json").write_text(json.dumps(words))
+        made_from.write_text(digest)
     return Tokenizer.from_file(str(path))

@@ -73,6 +73,30 @@ def test_a_text_that_is_too_short_is_refused(small: None, tmp_path: Path) -> Non
         text.load(path, tmp_path / "work")
 
 
+def test_another_text_gets_a_tokenizer_of_its_own(small: None, file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(file.read_text()[::-1])
+    for one in (file, other, file):
+        text.load(one, tmp_path / "work")
+        text.load(one, tmp_path / one.stem)
+        shared, own = (folder / "tokenizer.json" for folder in (tmp_path / "work", tmp_path / one.stem))
+        assert shared.read_bytes() == own.read_bytes()
+    first, second = (tmp_path / one.stem / "tokenizer.json" for one in (file, other))
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_a_missing_text_and_a_folder_without_twins_are_told(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--work", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["artefacts", "--text", str(tmp_path / "nowhere"), *words])
+    with pytest.raises(SystemExit, match="nowhere cannot be read"):
+        artefacts.main()
+    monkeypatch.setattr("sys.argv", ["artefacts", "--text", str(file), *words])
+    with pytest.raises(SystemExit, match="empty has no twins"):
+        artefacts.main()
+
+
 def _weights(found: list[twins.Twin]) -> list[tuple[float, str, dict[str, torch.Tensor]]]:
     return [(twin.length, twin.kind, dict(twin.module.named_parameters())) for twin in found]
 
